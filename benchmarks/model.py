@@ -1,0 +1,147 @@
+"""The official order against ours, stage by stage and whole, on random weights at full size.
+
+    python -m benchmarks.model --name L/14 --fgc --device cpu
+
+prints one JSON object. Needs cliper_model and its dependencies only. `--side official` or `ours` measures the
+whole image of one side alone, for its memory; without it both run in turn in one process.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import models
+from benchmarks.measure import Stopwatch
+from benchmarks.official import Official
+from cliper_model.diffusion import image_noise
+from cliper_model.fusion import coarse_scores
+from cliper_model.labels import presence_scores, segment_scores
+from cliper_model.presets import preset
+from cliper_model.refine import refine
+from cliper_model.segmenter import CLIPer
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both orders around the same networks."""
+
+    ours: CLIPer
+    official: Official
+    images: list[np.ndarray]
+
+    @property
+    def ids(self) -> list[str]:
+        """Image ids."""
+        return [str(i) for i in range(len(self.images))]
+
+
+def build(name: str, fgc: bool, device: torch.device, dtype: torch.dtype, preset_name: str, batch: int) -> Pair:
+    """Create the networks once, and both sides around them."""
+    config = preset(models.configuration(name, fgc, batch_size=batch), preset_name)
+    visual = models.clip_visual(name, device, dtype)
+    diffusion = models.stable_diffusion(device, dtype, with_text=True) if config.fgc is not None else None
+    ours = models.segmenter(name, config, visual, diffusion, device)
+    official = Official(config, visual, ours.text, models.CLASSES, diffusion)
+    return Pair(ours, official, [models.photo(i) for i in range(batch)])
+
+
+def run_official(pair: Pair, watch: Stopwatch) -> None:
+    """One image in the official order."""
+    official, image = pair.official, pair.images[0]
+    with watch.stage("prepare"):
+        pixels = pair.ours.preprocess(image)[None].to(pair.ours.device)
+    with watch.stage("clip"):
+        refined = coarse = official.clip(pixels)
+    if official.diffusion is not None:
+        with watch.stage("diffusion"):
+            maps = official.maps(image, image_noise(0, "0", 64))
+        with watch.stage("refine"):
+            refined = official.refine(coarse, maps)
+    with watch.stage("labels"):
+        official.label(coarse.float(), refined.float(), image.shape[:2])
+
+
+def run_ours(pair: Pair, watch: Stopwatch) -> None:
+    """One batch in ours."""
+    ours, images, count = pair.ours, pair.images, len(pair.images)
+    config = ours.config
+    with watch.stage("prepare", count):
+        pixels = torch.stack([ours.preprocess(image) for image in images]).to(ours.device)
+    with watch.stage("clip", count):
+        refined = coarse = coarse_scores(ours.visual, pixels, ours.text, ours.classes, config.fusion, None)
+    if ours.diffusion is not None and config.fgc is not None:
+        with watch.stage("diffusion", count):
+            attention = ours.diffusion(images, pair.ids)
+        with watch.stage("refine", count):
+            refined = refine(coarse, attention, config.fusion.attention_threshold, config.fgc.refinement)
+    with watch.stage("labels", count):
+        presence = presence_scores(coarse, refined)
+        for row, image in enumerate(images):
+            segment_scores(refined[row], presence[row], image.shape[:2], config.labels)
+
+
+def measure_whole(pair: Pair, side: str, watch: Stopwatch) -> None:
+    """The whole image of one side, without looking at its stages."""
+    if side == "ours":
+        with watch.stage("whole", len(pair.images)):
+            pair.ours.segment(pair.images, pair.ids)
+        return
+    with watch.stage("whole"):
+        run_official(pair, _Blind())
+
+
+class _Blind(Stopwatch):
+    """A stopwatch that leaves the surrounding one's peak alone."""
+
+    def _begin(self) -> int:
+        return 0
+
+
+def compare(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
+    """Both sides in turn, `repeats` times, after one image of ours that warms the libraries up."""
+    sides = {"official": Stopwatch(device), "ours": Stopwatch(device)}
+    pair.ours.segment(pair.images, pair.ids)
+    if device == "cuda":
+        run_official(pair, Stopwatch(device))
+        run_ours(pair, Stopwatch(device))
+    for _ in range(repeats):
+        run_official(pair, sides["official"])
+        run_ours(pair, sides["ours"])
+        measure_whole(pair, "ours", sides["ours"])
+    results = {side: watch.result() for side, watch in sides.items()}
+    stages = results["official"].values()
+    whole = {key: sum(stage[key] for stage in stages) for key in ("seconds", "cpu_seconds")}
+    results["official"]["whole"] = whole | {"bytes": 0}  # measured alone: --side official
+    return results
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Measure as asked and print JSON."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", choices=models.ARCHITECTURES, default="L/14")
+    parser.add_argument("--fgc", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--preset", choices=["exact", "fast"], default="exact")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--side", choices=["both", "official", "ours"], default="both")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    pair = build(args.name, args.fgc, torch.device(args.device), dtype, args.preset, args.batch)
+    if args.side == "both":
+        print(json.dumps(compare(pair, args.device, args.repeats)))
+        return
+    watch = Stopwatch(args.device)
+    for _ in range(args.repeats):
+        measure_whole(pair, args.side, watch)
+    print(json.dumps(watch.result()))
+
+
+if __name__ == "__main__":
+    main()

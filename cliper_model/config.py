@@ -1,0 +1,170 @@
+"""The method's settings. Each field names its counterpart in the official code and defaults to its value."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+Unit = Annotated[float, Field(ge=0.0, le=1.0)]
+
+AttentionType = Literal["fused", "qq", "kk", "vv", "identity", "vanilla"]
+Refinement = Literal["chain", "mean", "selection"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class BackboneConfig(Settings):
+    """Which CLIP to load.
+
+    `model`: an open_clip architecture (``ViT-B-16-quickgelu``), ``embedded:tiny``, ``local-dir:FOLDER``
+    (``open_clip_config.json`` and weights) or ``hf-hub:OWNER/NAME``.
+    `weights`: an open_clip tag (``openai``) or a checkpoint file; only for architecture names.
+    """
+
+    model: str = "embedded:tiny"
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _weights_match_model(self) -> "BackboneConfig":
+        self_contained = self.model.split(":", 1)[0] in ("embedded", "local-dir", "hf-hub")
+        if self_contained and self.weights is not None:
+            raise ValueError(f"weights must be empty: '{self.model}' brings its own")
+        if not self_contained and self.weights is None:
+            raise ValueError(
+                f"weights are needed for '{self.model}': an open_clip tag such as 'openai', or a checkpoint file"
+            )
+        return self
+
+
+class PromptConfig(Settings):
+    """How class names become text vectors.
+
+    `templates`: ``scene15``, ``openai80``, or a list of strings with one ``{}`` each.
+    `background_words`: distractors that take part in the softmax and are then dropped (official: first
+    entry of the class list). `mean_class`: add the mean of the foreground vectors as one more distractor.
+    """
+
+    templates: Literal["scene15", "openai80"] | tuple[str, ...] = "scene15"
+    background_words: tuple[str, ...] = ()
+    mean_class: bool = True
+
+    @model_validator(mode="after")
+    def _one_placeholder_each(self) -> "PromptConfig":
+        if isinstance(self.templates, tuple):
+            bad = [t for t in self.templates if t.count("{}") != 1]
+            if bad or not self.templates:
+                raise ValueError(f"templates need exactly one {{}} each, at least one template; wrong: {bad}")
+        return self
+
+
+class FusionConfig(Settings):
+    """Early-layer fusion, official step 1 to 6.
+
+    `short_side` (size): pixels of the resized shorter side. `attention` (attn_type): what weighs the last
+    block's values. `feature_fusion` (fuse_feature): selected layer plus the mean of all. `select_layer`:
+    index into the layers, negative from the end. `logit_scale`: temperature of the class softmax.
+    `attention_threshold` (attention_thr): share of a class's maximum below which scores are dropped.
+    `position_dtype`: float16 rounds the resized position embedding as the official code does.
+    `sinkhorn`: ``progressive`` is one normalisation round per layer (official); ``converged`` runs all
+    rounds first and shares the last map between the layers.
+    """
+
+    short_side: PositiveInt = 336
+    attention: AttentionType = "fused"
+    feature_fusion: bool = True
+    select_layer: int = -1
+    logit_scale: Annotated[float, Field(gt=0)] = 100.0
+    attention_threshold: Unit = 0.2
+    position_dtype: Literal["float16", "float32"] = "float16"
+    sinkhorn: Literal["progressive", "converged"] = "progressive"
+
+
+class SlidingConfig(Settings):
+    """Sliding window in resized pixels; both must be multiples of the patch size."""
+
+    crop: PositiveInt = 224
+    stride: PositiveInt = 112
+
+    @model_validator(mode="after")
+    def _windows_touch(self) -> "SlidingConfig":
+        if self.stride > self.crop:
+            raise ValueError(f"stride {self.stride} is larger than crop {self.crop}: pixels would be skipped")
+        return self
+
+
+class FGCConfig(Settings):
+    """Fine-grained compensation, official step 7.
+
+    `model`: a diffusers folder, a hub id, or ``embedded:tiny``; `revision`: of the hub id.
+    `layers` (attention_layers_to_use): indices into the UNet's attention modules in the order they run,
+    self- and cross-attention counted, negative from the end; only self-attention is allowed.
+    `steps`, `step_index` (time_step): the scheduler is set to `steps` timesteps, number `step_index` is used.
+    `refinement`: ``chain`` (SFSA) multiplies the maps of all heads, ``mean`` averages them, ``selection``
+    takes head number `selection` (attention_idx).
+    `resolution`: side of the square diffusion input. `resize`: ``nearest`` is official.
+    `attention_threshold`: None takes the fusion's value, as the official code does.
+    `seed`: with the image id, decides the noise.
+    """
+
+    model: str = "embedded:tiny"
+    revision: str | None = None
+    layers: tuple[int, ...] = (-4, -6)
+    steps: PositiveInt = 50
+    step_index: Annotated[int, Field(ge=0)] = 45
+    refinement: Refinement = "chain"
+    selection: Annotated[int, Field(ge=0)] = 0
+    resolution: PositiveInt = 512
+    resize: Literal["nearest", "bilinear"] = "nearest"
+    attention_threshold: Unit | None = None
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _possible(self) -> "FGCConfig":
+        if self.step_index >= self.steps:
+            raise ValueError(f"step_index {self.step_index} must be below steps {self.steps}")
+        if self.resolution % 64:
+            raise ValueError(f"resolution {self.resolution} must be a multiple of 64")
+        if not self.layers:
+            raise ValueError("layers is empty: name at least one, e.g. [-4, -6], or set fgc to null")
+        return self
+
+
+class LabelConfig(Settings):
+    """From scores to labels, official step 8 and 9.
+
+    `protocol`: ``cliper`` is the official decision below; ``mmseg`` is that of mmsegmentation-based work: scores
+    become probabilities over the classes and the best class wins. There the background words, if any, are a class
+    of their own, `probability_threshold` turns less certain pixels into background, and the other settings are
+    not used.
+    `presence_threshold` (cls_thre): classes at or below it are absent from the image.
+    `background_threshold` (bkg_thre): values below it are background; 0 competes with a background plane
+    ``(1 - max)^2`` instead. `normalize_per_class` (is_normalize): stretch every class to [0, 1] first.
+    """
+
+    presence_threshold: Unit = 0.3
+    background_threshold: Unit = 0.3
+    normalize_per_class: bool = False
+    protocol: Literal["cliper", "mmseg"] = "cliper"
+    probability_threshold: Unit = 0.0
+
+
+class CLIPerConfig(Settings):
+    """Everything that decides what a mask is. `sliding` or `fgc` set to None switches that part off."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    prompts: PromptConfig = PromptConfig()
+    fusion: FusionConfig = FusionConfig()
+    sliding: SlidingConfig | None = None
+    fgc: FGCConfig | None = FGCConfig()
+    labels: LabelConfig = LabelConfig()
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _every_vector_is_a_class(self) -> "CLIPerConfig":
+        if self.labels.protocol == "mmseg" and self.prompts.mean_class:
+            raise ValueError("labels.protocol 'mmseg' scores classes only; set prompts.mean_class to false")
+        return self

@@ -1,0 +1,224 @@
+"""One seeded UNet step of Stable Diffusion, for the self-attention of chosen layers.
+
+Only what that needs stays in memory: VAE encoder, UNet, scheduler and the embedding of the empty prompt.
+The UNet is stopped at the last attention that is read.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cliper_model import kernels
+from cliper_model._libraries import diffusers, transformers
+from cliper_model.config import FGCConfig
+from cliper_model.errors import ConfigError, WeightsError
+from cliper_model.weights import resolve_diffusion
+
+LATENT_FACTOR = 8  # pixels per latent, in every Stable Diffusion VAE
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """The projections one self-attention layer turns into probabilities softmax(q k^T * scale)."""
+
+    query: Tensor  # [B, H, N, D]
+    key: Tensor  # [B, H, N, D]
+    scale: float
+
+
+@dataclass(frozen=True)
+class DiffusionParts:
+    """What the step needs of Stable Diffusion."""
+
+    unet: Any  # diffusers.UNet2DConditionModel
+    vae: Any  # diffusers.AutoencoderKL; only its encoder is used
+    scheduler: Any  # with its timesteps set
+    prompt: Tensor  # float32 [1, context, C]: the embedding of the empty prompt
+
+
+class _AllRead(Exception):
+    """Raised inside the UNet when the last wanted attention has been read; the rest need not run."""
+
+
+class _Record:
+    """Attention processor that computes ordinary attention and keeps query and key.
+
+    Stable Diffusion's attention has no mask, no spatial norm and no residual of its own here, so plain
+    scaled dot-product attention is the whole computation.
+    """
+
+    def __init__(self, index: int, reads: dict[int, QueryKey], wanted: frozenset[int]) -> None:
+        self.index, self.reads, self.wanted = index, reads, wanted
+
+    def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, N, D]
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        self.reads[self.index] = QueryKey(query, key, attn.scale)
+        if self.wanted <= self.reads.keys():
+            raise _AllRead
+        out = F.scaled_dot_product_attention(query, key, value, scale=attn.scale)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+class DiffusionAttention:
+    """Stable Diffusion, resident, as a function from images to self-attention."""
+
+    def __init__(
+        self, config: FGCConfig, device: torch.device, dtype: torch.dtype, parts: DiffusionParts | None = None
+    ) -> None:
+        """Use the given networks, or load `config.model`, a diffusers folder or hub id.
+
+        Raises WeightsError or ConfigError.
+        """
+        parts = load_parts(config, dtype) if parts is None else parts
+        self.config, self.device, self.dtype = config, device, dtype
+        self.unet, self.vae = (n.to(device).eval().requires_grad_(False) for n in (parts.unet, parts.vae))
+        self.scheduler, self.prompt = parts.scheduler, parts.prompt.to(device, dtype)  # [1, context, C]
+        self.timestep = self.scheduler.timesteps[config.step_index].to(device)
+        self.memory_format = torch.contiguous_format
+        self.recorded: dict[int, _Recorded] = {}  # by batch size; CUDA only
+        self.modules = attention_modules(self.unet)
+        self.wanted = tuple(_module_index(layer, self.modules) for layer in config.layers)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[QueryKey]:
+        """Return query and key of each of `config.layers`, in that order, each [B, H, N, D].
+
+        `images`: uint8 RGB [h, w, 3] of any sizes; `image_ids` decide the noise, with `config.seed`.
+        """
+        pixels = torch.stack([self._prepare(image) for image in images])  # [B, 3, R, R]
+        side = self.config.resolution // LATENT_FACTOR
+        noise = torch.stack([image_noise(self.config.seed, i, side) for i in image_ids])  # [B, 4, R/8, R/8]
+        return self.attention(pixels, noise)
+
+    def _prepare(self, image: np.ndarray) -> Tensor:
+        """Resize uint8 [h, w, 3] to float32 [3, R, R] in [-1, 1], aspect not kept (official)."""
+        pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None]  # [1, 3, h, w]
+        size = (self.config.resolution, self.config.resolution)
+        if self.config.resize == "nearest":
+            resized = F.interpolate(pixels, size=size, mode="nearest").float()
+        else:
+            resized = F.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True)
+        return resized[0] / 255 * 2 - 1
+
+    @torch.inference_mode()
+    def attention(self, pixels: Tensor, noise: Tensor) -> list[QueryKey]:
+        """Pixels [B, 3, R, R] in [-1, 1] and standard normal noise [B, 4, R/8, R/8] to one QueryKey per layer.
+
+        With the CUDA fast paths (see kernels.py) the step is recorded once per batch size and replayed: the
+        results are overwritten by the next call.
+        """
+        if self.device.type != "cuda" or not kernels.asked_for():
+            return self._step(pixels, noise)
+        if len(pixels) not in self.recorded:
+            self.recorded[len(pixels)] = _Recorded(self._step, pixels, noise)
+        return self.recorded[len(pixels)].replay(pixels, noise)
+
+    def _step(self, pixels: Tensor, noise: Tensor) -> list[QueryKey]:
+        pixels = pixels.to(self.dtype, memory_format=self.memory_format)
+        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor  # [B, 4, R/8, R/8]
+        noisy = self.scheduler.add_noise(latents, noise.to(latents), self.timestep.expand(len(latents)))
+        reads: dict[int, QueryKey] = {}
+        wanted = frozenset(self.wanted)
+        for index, (_, module) in enumerate(self.modules):
+            if index in wanted:
+                module.set_processor(_Record(index, reads, wanted))
+        with contextlib.suppress(_AllRead):
+            self.unet(noisy, self.timestep, encoder_hidden_states=self.prompt.expand(len(latents), -1, -1))
+        return [reads[index] for index in self.wanted]
+
+
+class _Recorded:
+    """A step as a CUDA graph: its hundreds of kernels start without the host in between."""
+
+    def __init__(self, step: Callable[[Tensor, Tensor], list[QueryKey]], pixels: Tensor, noise: Tensor) -> None:
+        self.pixels, self.noise = pixels.clone(), noise.to(pixels, copy=True)
+        side_stream = torch.cuda.Stream()  # libraries choose their algorithms and workspaces before the recording
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
+            step(self.pixels, self.noise)
+        torch.cuda.current_stream().wait_stream(side_stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.reads = step(self.pixels, self.noise)
+
+    def replay(self, pixels: Tensor, noise: Tensor) -> list[QueryKey]:
+        self.pixels.copy_(pixels)
+        self.noise.copy_(noise)
+        self.graph.replay()
+        return self.reads
+
+
+def image_noise(seed: int, image_id: str, side: int) -> Tensor:
+    """Standard normal noise [4, side, side] that depends on the seed and the image id alone.
+
+    Drawn on the CPU in float32: the same on every machine, in every batch and order.
+    """
+    digest = hashlib.sha256(f"{seed}:{image_id}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randn(4, side, side, generator=generator)
+
+
+def attention_modules(unet: Any) -> list[tuple[str, Any]]:
+    """The UNet's attention modules in the order they run: self-attention (attn1), then cross (attn2)."""
+    blocks = [("down_blocks", b) for b in unet.down_blocks] + [("mid_block", unet.mid_block)]
+    blocks += [("up_blocks", b) for b in unet.up_blocks]
+    found = []
+    for _, block in blocks:
+        for transformer in getattr(block, "attentions", None) or []:
+            for layer in transformer.transformer_blocks:
+                found += [("self", layer.attn1), ("cross", layer.attn2)]
+    return found
+
+
+def _module_index(layer: int, modules: list[tuple[str, Any]]) -> int:
+    count = len(modules)
+    if not -count <= layer < count:
+        raise ConfigError(f"fgc.layers: {layer} is out of range; this UNet has {count} attention modules")
+    index = layer % count
+    if modules[index][0] != "self":
+        raise ConfigError(f"fgc.layers: {layer} is cross-attention; use {layer - 1}, the self-attention before it")
+    return index
+
+
+def load_parts(config: FGCConfig, dtype: torch.dtype) -> DiffusionParts:
+    """Load `config.model` onto the CPU. Raises WeightsError or ConfigError."""
+    folder = resolve_diffusion(config)
+    try:
+        unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
+        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"cannot load Stable Diffusion from {folder}: {str(error).splitlines()[0]}") from error
+    vae.decoder = vae.post_quant_conv = None
+    return DiffusionParts(unet, vae, _load_scheduler(folder, config), _empty_prompt(folder))
+
+
+def _load_scheduler(folder: Path, config: FGCConfig) -> Any:
+    """Load the checkpoint's own scheduler, set to `config.steps` timesteps."""
+    name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    scheduler = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    scheduler.set_timesteps(config.steps)
+    return scheduler
+
+
+def _empty_prompt(folder: Path) -> Tensor:
+    """Embed "" once, float32 [1, context, C]; the text encoder is dropped on return."""
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    encoder = transformers.CLIPTextModel.from_pretrained(
+        folder, subfolder="text_encoder", torch_dtype=torch.float32
+    )
+    length = tokenizer.model_max_length
+    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        return encoder(tokens.input_ids)[0]

@@ -1,0 +1,29 @@
+"""When the CUDA fast paths take over from the plain formulas: `refine_triton`, `fusion_triton`, the recorded step.
+
+They equal the plain formulas in Triton's interpreter but have not run on a GPU yet, so they are asked for:
+CLIPER_CUDA_KERNELS=1 in the environment of every worker.
+"""
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+
+def asked_for() -> bool:
+    """Whether this process was told to use the CUDA fast paths."""
+    return os.environ.get("CLIPER_CUDA_KERNELS") == "1"
+
+
+def available(heads: Tensor) -> bool:
+    """Whether the kernels run on heads [..., D]: asked for, on CUDA, without gradients, with Triton installed.
+
+    D must be a power of two from 16, as in every CLIP and in Stable Diffusion 2.
+    """
+    width = heads.shape[-1]
+    fits = width >= 16 and width & (width - 1) == 0
+    return heads.is_cuda and fits and not torch.is_grad_enabled() and _INSTALLED and asked_for()
+
+
+_INSTALLED = importlib.util.find_spec("triton") is not None

@@ -1,0 +1,250 @@
+"""From class scores to a label map at the image's own size, in bounded memory.
+
+The scores of all classes at full size never exist: the map is computed in bands of rows, twice (once for
+each class's range, once for the labels). Upsampling a band is one small matrix product.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cliper_model.classes import mask_dtype
+from cliper_model.config import LabelConfig
+
+BAND_ELEMENTS = 4_000_000  # class scores held at once: 16 MB in float32
+_BINS = 1024  # resolution of the confidence histogram the 10th percentile is read from
+_LANES = 64  # partial sums per label: an accelerator adds to one address slowly
+_STEPS = 65_535  # confidences are summed as integers, so that a sum does not depend on its order
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A labeled image. Class 0 is background or unknown; class k is the class list's k-th entry.
+
+    Confidence is the winning class's score clipped to [0, 1]; for background, 1 minus the best class's score
+    (with the background plane: the plane's value). Margin is the winner's lead over the runner-up; for
+    background, the distance of the best class from winning.
+    """
+
+    labels: np.ndarray  # uint8 (at most 254 classes) or uint16 [H, W]
+    presence: np.ndarray  # float32 [K]: image-level score of every class
+    pixels: np.ndarray  # int64 [K + 1]: pixels of every label
+    class_confidence: np.ndarray  # float32 [K + 1]: mean over a label's pixels; nan without pixels
+    class_confidence_p10: np.ndarray  # float32 [K + 1]: 10th percentile, to 1/1024
+    class_margin: np.ndarray  # float32 [K + 1]: mean
+    confidence: float  # mean over the image
+    confidence_p10: float
+    margin: float
+
+
+@dataclass(frozen=True)
+class _Planes:
+    """The classes that can win, each with the line `slope * refined + offset` that makes it comparable."""
+
+    refined: Tensor  # [P, h, w]
+    across: Tensor  # [w, W]: interpolation along the width
+    slope: Tensor  # [P, 1, 1]
+    offset: Tensor  # [P, 1, 1]
+
+    def band(self, down: Tensor) -> Tensor:
+        """Rows of the full-size scores: [rows, h] -> [P, rows, W]."""
+        return upsample_band(self.refined, down, self.across) * self.slope + self.offset
+
+
+def upsample_band(scores: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Interpolate scores [P, h, w] to some rows [rows, h] of the full size, all columns [w, W]: [P, rows, W]."""
+    return (down @ scores) @ across
+
+
+def presence_scores(coarse: Tensor, refined: Tensor) -> Tensor:
+    """Image-level score of every class [B, K]: half the peak of coarse, half the peak of refined (step 8)."""
+    return 0.5 * coarse.float().flatten(2).amax(dim=-1) + 0.5 * refined.flatten(2).amax(dim=-1)
+
+
+@torch.inference_mode()
+def segment_scores(
+    refined: Tensor, presence: Tensor, size: tuple[int, int], config: LabelConfig, background_plane: bool = False
+) -> Segmentation:
+    """Label one image: refined scores [K, h, w] and presence [K], both float32, to a Segmentation of (H, W).
+
+    The presence threshold gates classes only where a background threshold is set, as in the official code.
+    `background_plane` (only for protocol ``mmseg``): one more plane, the last, is the background's.
+    """
+    if config.protocol == "mmseg":
+        return _most_probable(refined, presence, size, config.probability_threshold, background_plane)
+    gated = presence > config.presence_threshold if config.background_threshold > 0 else presence >= 0
+    kept = _candidates(gated)  # [P]
+    bands = _row_bands(size, refined.shape[-2], len(kept), refined.device)
+    planes = _scale(refined[kept], (presence * gated)[kept], size, bands, config)
+    labels = torch.zeros(
+        size, dtype=_position_dtype(len(kept)), device=refined.device
+    )  # 0, or 1 + place in `kept`
+    tally = _Tally(len(kept) + 1, refined.device)
+    row = 0
+    for down in bands:
+        winner, confidence, margin = _decide(planes.band(down), config.background_threshold)
+        labels[row : row + len(down)] = winner
+        tally.add(winner, confidence, margin)
+        row += len(down)
+    ids = torch.cat([kept.new_zeros(1), kept + 1])  # [P + 1]: label of each position
+    return tally.summarise(ids, labels, presence)
+
+
+def _position_dtype(classes: int) -> torch.dtype:
+    """A byte a pixel where that holds 0 and every class: what is copied to the host."""
+    return torch.uint8 if classes < 256 else torch.int32
+
+
+def _candidates(gated: Tensor) -> Tensor:
+    """Indices [P] of the classes to upsample, of a mask [K] of those that can win.
+
+    Their number would have to be fetched from an accelerator before its work could go on: there all classes
+    are upsampled, and those that cannot win are weighed with 0, which is below every background threshold.
+    """
+    if gated.device.type == "cpu":
+        return gated.nonzero()[:, 0]
+    return torch.arange(len(gated), device=gated.device)
+
+
+def _most_probable(
+    scores: Tensor, presence: Tensor, size: tuple[int, int], threshold: float, background_plane: bool
+) -> Segmentation:
+    """Protocol ``mmseg``: the class with the largest share of the upsampled scores wins, if that is enough."""
+    classes = len(scores) - background_plane
+    across = upsampling_matrix(scores.shape[-1], size[1], scores.device).T  # [w, W]
+    labels = torch.zeros(size, dtype=_position_dtype(classes), device=scores.device)
+    tally = _Tally(classes + 1, scores.device)
+    row = 0
+    for down in _row_bands(size, scores.shape[-2], len(scores), scores.device):
+        winner, confidence, margin = _decide_by_share(upsample_band(scores, down, across), threshold, classes)
+        labels[row : row + len(down)] = winner
+        tally.add(winner, confidence, margin)
+        row += len(down)
+    return tally.summarise(torch.arange(classes + 1), labels, presence[:classes])
+
+
+def _decide_by_share(scores: Tensor, threshold: float, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Winner (0, or 1 + plane below `classes`), confidence and margin of a band [P, rows, W]: each [rows, W]."""
+    share = scores / scores.sum(dim=0).clamp(min=1e-12)
+    best, plane = share.max(dim=0)
+    second = share.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
+    sure = best >= threshold
+    return (
+        torch.where(sure & (plane < classes), plane + 1, 0),
+        torch.where(sure, best, 1 - best).clamp(0, 1),
+        torch.where(sure, best - second, threshold - best).clamp(0, 1),
+    )
+
+
+@lru_cache(maxsize=32)  # image sizes repeat
+def upsampling_matrix(source: int, target: int, device: torch.device) -> Tensor:
+    """Bilinear interpolation (align_corners=False) along one axis as a matrix, float32 [target, source]."""
+    centre = (torch.arange(target, device=device, dtype=torch.float64) + 0.5) * (source / target) - 0.5
+    centre = centre.clamp(min=0)
+    left = centre.floor().long().clamp(max=source - 1)
+    right = (left + 1).clamp(max=source - 1)
+    weight = (centre - left).float()[:, None]
+    matrix = torch.zeros(target, source, device=device)
+    matrix.scatter_add_(1, left[:, None], 1 - weight)
+    return matrix.scatter_add_(1, right[:, None], weight)
+
+
+def _row_bands(size: tuple[int, int], source: int, planes: int, device: torch.device) -> list[Tensor]:
+    """Cut the row interpolation [H, h] into bands so that [planes, rows, W] stays below BAND_ELEMENTS."""
+    rows = max(1, BAND_ELEMENTS // (max(planes, 1) * size[1]))
+    return list(upsampling_matrix(source, size[0], device).split(rows))
+
+
+def _scale(
+    refined: Tensor, presence: Tensor, size: tuple[int, int], bands: list[Tensor], config: LabelConfig
+) -> _Planes:
+    """Step 9 as one line per class: divide by the maximum, weigh by presence, stretch to [0, 1] if asked.
+
+    The maximum and minimum are those of the upsampled scores, as in the official code.
+    """
+    across = upsampling_matrix(refined.shape[-1], size[1], refined.device).T  # [w, W]
+    minimum, maximum = refined.new_full((2, len(refined)), torch.inf)  # each [P]
+    maximum = -maximum
+    for down in bands:  # kept as running values: a list of results would pin the freed bands' memory
+        low, high = torch.aminmax(upsample_band(refined, down, across).flatten(1), dim=1)
+        minimum, maximum = torch.minimum(minimum, low), torch.maximum(maximum, high)
+    slope = presence / (maximum + 1e-5)
+    offset = torch.zeros_like(slope)
+    if config.normalize_per_class:
+        stretch = 1 / (slope * (maximum - minimum) + 1e-6)
+        slope, offset = slope * stretch, -slope * minimum * stretch
+    return _Planes(refined, across, slope[:, None, None], offset[:, None, None])
+
+
+def _decide(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Winner (0 or 1 + plane), confidence and margin of a band [P, rows, W]: each [rows, W]."""
+    if len(scores) == 0:
+        empty = scores.new_zeros(scores.shape[1:])
+        return empty.int(), empty + 1, empty + threshold
+    best, plane = scores.max(dim=0)
+    second = scores.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
+    rival = torch.zeros_like(best) + threshold if threshold > 0 else (1 - best) ** 2
+    wins = best >= rival if threshold > 0 else best > rival
+    background = (1 - best).clamp(0, 1) if threshold > 0 else rival.clamp(0, 1)
+    lead = best - second if threshold > 0 else best - torch.maximum(second, rival)
+    winner = torch.where(wins, plane.int() + 1, 0)
+    return (
+        winner,
+        torch.where(wins, best.clamp(0, 1), background),
+        torch.where(wins, lead, rival - best).clamp(0, 1),
+    )
+
+
+class _Tally:
+    """Integer sums and histograms per label, added up band by band; nothing is fetched before `summarise`."""
+
+    def __init__(self, labels: int, device: torch.device) -> None:
+        self.sums = torch.zeros(2, labels * _LANES, dtype=torch.int64, device=device)  # confidence, margin
+        self.histogram = torch.zeros(labels * _BINS, dtype=torch.int64, device=device)  # of confidence
+
+    def add(self, winner: Tensor, confidence: Tensor, margin: Tensor) -> None:
+        """Add a band; all arguments [rows, W], values in [0, 1]."""
+        flat = winner.flatten().long()
+        lanes = flat * _LANES + torch.arange(len(flat), device=flat.device) % _LANES
+        for row, values in enumerate((confidence, margin)):
+            self.sums[row].scatter_add_(0, lanes, (values.flatten() * _STEPS).round().long())
+        bins = flat * _BINS + (confidence.flatten() * _BINS).long().clamp(max=_BINS - 1)
+        self.histogram.scatter_add_(0, bins, torch.ones_like(bins))
+
+    def summarise(self, ids: Tensor, labels: Tensor, presence: Tensor) -> Segmentation:
+        """Put the counts of the kept classes (`ids` [P + 1]) back in their places among all K + 1."""
+        classes = len(presence) + 1
+        index = ids.cpu().numpy()
+        histogram = self.histogram.view(-1, _BINS).cpu().numpy()  # [P + 1, bins]
+        sums = self.sums.view(2, -1, _LANES).sum(dim=-1).cpu().numpy()  # [2, P + 1]
+        pixels = histogram.sum(axis=1)
+        with np.errstate(invalid="ignore"):  # 0 / 0: a label without pixels has no mean
+            means = sums / pixels / _STEPS  # [2, P + 1]
+        total = pixels.sum()
+        return Segmentation(
+            labels=index.astype(mask_dtype(len(presence)))[labels.cpu().numpy()],
+            presence=presence.float().cpu().numpy(),
+            pixels=_spread(pixels, index, classes, 0),
+            class_confidence=_spread(means[0].astype(np.float32), index, classes, np.nan),
+            class_confidence_p10=_spread(_tenth_percentile(histogram), index, classes, np.nan),
+            class_margin=_spread(means[1].astype(np.float32), index, classes, np.nan),
+            confidence=float(sums[0].sum() / total / _STEPS),
+            confidence_p10=float(_tenth_percentile(histogram.sum(axis=0, keepdims=True))[0]),
+            margin=float(sums[1].sum() / total / _STEPS),
+        )
+
+
+def _spread(values: np.ndarray, index: np.ndarray, size: int, empty: float) -> np.ndarray:
+    out = np.full(size, empty, dtype=values.dtype)
+    out[index] = values
+    return out
+
+
+def _tenth_percentile(histogram: np.ndarray) -> np.ndarray:
+    """The middle of the bin that holds the 10th percentile of each row: float32 [rows]; nan if empty."""
+    total = histogram.sum(axis=1)
+    position = np.argmax(histogram.cumsum(axis=1) >= np.ceil(0.1 * total)[:, None], axis=1)
+    return np.where(total > 0, (position + 0.5) / _BINS, np.nan).astype(np.float32)

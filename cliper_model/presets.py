@@ -1,0 +1,26 @@
+"""Named trades of quality for speed: what each changes in a configuration. `exact` is the default."""
+
+from typing import Any
+
+from cliper_model.config import CLIPerConfig
+from cliper_model.errors import ConfigError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The official computation.
+    "exact": {},
+    # Every layer shares the last Sinkhorn round, so that one product serves all; half precision.
+    "fast": {"fusion": {"sinkhorn": "converged"}, "dtype": "bfloat16"},
+    # No diffusion model: coarse scores decide the labels.
+    "clip-only": {"fgc": None},
+}
+
+
+def preset(config: CLIPerConfig, name: str) -> CLIPerConfig:
+    """Return `config` with the changes of PRESETS[name]. Raises ConfigError for an unknown name."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset '{name}'; there is: {', '.join(PRESETS)}")
+    changes = {
+        key: getattr(config, key).model_copy(update=value) if isinstance(value, dict) else value
+        for key, value in PRESETS[name].items()
+    }
+    return config.model_copy(update=changes)

@@ -1,0 +1,205 @@
+"""CLIPer, the method from top to bottom: images in, label maps out.
+
+model = CLIPer.load(CLIPerConfig(), ClassList.parse(["donut", "kite"]))
+[segmentation] = model.segment([image], ["image-0"])
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cliper_model.backbone import load_backbone, patch_size
+from cliper_model.classes import ClassList
+from cliper_model.config import CLIPerConfig, LabelConfig
+from cliper_model.diffusion import DiffusionAttention
+from cliper_model.errors import ConfigError
+from cliper_model.fusion import combine_layers, layer_scores
+from cliper_model.labels import Segmentation, presence_scores, segment_scores
+from cliper_model.prompts import embed_prompts, templates_of, text_bank
+from cliper_model.refine import refine
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a batch of B images yields before labels are decided."""
+
+    coarse: Tensor  # float32 [B, K, h/p, w/p]
+    refined: Tensor  # float32 [B, K, S, S] with FGC; without, the coarse scores
+    presence: Tensor  # float32 [B, K]
+
+
+class CLIPer:
+    """A resident model for one class list. It keeps no state between calls."""
+
+    def __init__(
+        self,
+        config: CLIPerConfig,
+        visual: Any,
+        text: Tensor,
+        classes: int,
+        diffusion: DiffusionAttention | None,
+        words: Sequence[int] = (),
+    ) -> None:
+        """Assemble from parts: `text` [T, C] unit vectors, the first `classes` of them foreground.
+
+        With `words`, class c owns the next `words[c]` vectors; see `class_scores`.
+        """
+        self.config, self.visual, self.text, self.classes = config, visual, text, classes
+        self.words = tuple(words)
+        self.background_plane = config.labels.protocol == "mmseg" and bool(config.prompts.background_words)
+        self.diffusion = diffusion
+        self.device = text.device
+        _check_geometry(config, patch_size(visual), len(visual.transformer.resblocks))
+
+    @classmethod
+    def load(cls, config: CLIPerConfig, classes: ClassList, device: str | torch.device = "auto") -> "CLIPer":
+        """Load the weights onto `device` ("auto": CUDA where there is one) and embed the class list.
+
+        Raises WeightsError or ConfigError.
+        """
+        where = pick_device(device)
+        dtype = pick_dtype(config.dtype, where)
+        model, tokenizer = load_backbone(config.backbone, where, dtype)
+        foreground = [word for group in classes.words for word in group]
+        background, templates = config.prompts.background_words, templates_of(config.prompts)
+        vectors = embed_prompts(model, tokenizer, [*foreground, *background], templates)
+        text = text_bank(vectors[: len(foreground)], vectors[len(foreground) :], config.prompts.mean_class)
+        diffusion = None if config.fgc is None else DiffusionAttention(config.fgc, where, dtype)
+        words = [len(group) for group in classes.words]
+        if config.labels.protocol == "mmseg" and background:
+            words.append(len(background))
+        one_each = words == [1] * len(classes)  # the official case: class c is vector c
+        return cls(config, model.visual, text, len(words), diffusion, () if one_each else words)
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
+        """Label uint8 RGB images [H, W, 3] of any sizes; results in the same order.
+
+        Images that resize to the same shape run as one batch of at most `config.batch_size`. On the CPU a
+        batch is always one image, and on CUDA always full (padded), so that an image's mask does not depend
+        on its neighbours: libraries choose other summation orders for other batch sizes.
+        Raises ValueError for an image of another type or shape.
+        """
+        for image, image_id in zip(images, image_ids, strict=True):
+            _check_image(image, image_id)
+        config = self.config
+        found = self.sweep(images, image_ids, [config.fusion.attention_threshold], [config.labels])
+        results = {i: segmentation for i, _, segmentation in found}
+        return [results[i] for i in range(len(images))]
+
+    def sweep(
+        self,
+        images: Sequence[np.ndarray],
+        image_ids: Sequence[str],
+        attention_thresholds: Sequence[float],
+        settings: Sequence[LabelConfig],
+    ) -> Iterator[tuple[int, int, Segmentation]]:
+        """Label like `segment` under every attention threshold and label setting, from one pass of the networks.
+
+        Yields (image, variant, segmentation), variant = threshold * len(settings) + setting.
+        """
+        for batch in self._batches(images):
+            every = self.scores_at([images[i] for i in batch], [image_ids[i] for i in batch], attention_thresholds)
+            for first, scores in enumerate(every):
+                for row, i in enumerate(dict.fromkeys(batch)):
+                    for second, chosen in enumerate(settings):
+                        segmentation = self.label(scores, row, images[i].shape[:2], chosen)
+                        yield i, first * len(settings) + second, segmentation
+
+    def _batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
+        """Indices of images that can share a batch; a short CUDA batch is padded with its last image."""
+        groups = defaultdict(list)
+        for i, image in enumerate(images):
+            groups[self.resized_shape(image.shape[:2])].append(i)
+        size = 1 if self.device.type == "cpu" else self.config.batch_size
+        for group in groups.values():
+            for start in range(0, len(group), size):
+                batch = group[start : start + size]
+                yield batch + batch[-1:] * (size - len(batch))
+
+    def scores(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> Scores:
+        """Class scores of images [H, W, 3] that all resize to one shape."""
+        return next(self.scores_at(images, image_ids, [self.config.fusion.attention_threshold]))
+
+    @torch.inference_mode()
+    def scores_at(
+        self, images: Sequence[np.ndarray], image_ids: Sequence[str], thresholds: Sequence[float]
+    ) -> Iterator[Scores]:
+        """The scores for each attention threshold, from one pass through CLIP and the diffusion model."""
+        config = self.config
+        pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)  # [B, 3, h, w]
+        layers, whole = layer_scores(
+            self.visual, pixels, self.text, self.classes, config.fusion, config.sliding, self.words
+        )
+        attention = None if self.diffusion is None else self.diffusion(images, image_ids)
+        for threshold in thresholds:
+            fusion = config.fusion.model_copy(update={"attention_threshold": threshold})
+            refined = coarse = combine_layers(layers, whole, fusion)  # [B, K, h/p, w/p]
+            if attention is not None and config.fgc is not None:
+                fgc, own = config.fgc, config.fgc.attention_threshold
+                sharp = threshold if own is None else own
+                refined = refine(coarse, attention, sharp, fgc.refinement, fgc.selection)  # [B, K, S, S]
+            yield Scores(coarse, refined, presence_scores(coarse, refined))
+
+    def label(
+        self, scores: Scores, row: int, size: tuple[int, int], settings: LabelConfig | None = None
+    ) -> Segmentation:
+        """Decide the labels of image number `row` of a batch at its own `size` (H, W).
+
+        `settings` replace the configuration's, to try other thresholds on the same scores.
+        """
+        labels = settings or self.config.labels
+        return segment_scores(scores.refined[row], scores.presence[row], size, labels, self.background_plane)
+
+    def resized_shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) the backbone sees for an image of (H, W): short side as configured, multiples of the patch."""
+        ratio = self.config.fusion.short_side / min(size)
+        patch = patch_size(self.visual)
+        height, width = (max(1, int(side * ratio / patch + 0.5)) * patch for side in size)
+        return height, width
+
+    def preprocess(self, image: np.ndarray) -> Tensor:
+        """Resize (PIL bicubic, no crop) and normalise uint8 [H, W, 3] to float32 [3, h, w]."""
+        height, width = self.resized_shape(image.shape[:2])
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        mean, std = (torch.tensor(self.visual.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+        return (pixels - mean) / std
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """Resolve "auto" to CUDA where there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Resolve "auto" to float16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _check_image(image: np.ndarray, image_id: str) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image '{image_id}' is {image.dtype} {image.shape}; expected uint8 [H, W, 3], RGB")
+
+
+def _check_geometry(config: CLIPerConfig, patch: int, layers: int) -> None:
+    if config.sliding is not None and (config.sliding.crop % patch or config.sliding.stride % patch):
+        raise ConfigError(
+            f"sliding.crop {config.sliding.crop} and sliding.stride {config.sliding.stride} must be multiples "
+            f"of the backbone's patch size, {patch}"
+        )
+    if not -layers <= config.fusion.select_layer < layers:
+        raise ConfigError(
+            f"fusion.select_layer {config.fusion.select_layer} is out of range; this backbone has {layers} layers "
+            f"(allowed: {-layers} to {layers - 1})"
+        )

@@ -1,0 +1,1 @@
+"""Shipped settings: label/*.yaml, benchmarks/*.yaml, classes/*.txt, cluster/*.yaml."""

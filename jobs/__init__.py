@@ -1,0 +1,1 @@
+"""Commands: thin layers that parse, call the pipeline, print, and set the exit code."""

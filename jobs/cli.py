@@ -1,0 +1,48 @@
+"""The `cliper` command. Exit codes: 0 done, 2 a mistake that one message explains, 130 stopped with Ctrl-C."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from cliper_model.errors import CliperError
+from jobs.evaluate import evaluate
+from jobs.label import label
+from jobs.prepare import prepare
+
+app = typer.Typer(
+    name="cliper",
+    help="Label image corpora of any size with open-vocabulary semantic masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Label image corpora of any size with open-vocabulary semantic masks."""
+
+
+app.command()(label)
+app.command()(prepare)
+app.command()(evaluate)
+
+
+def run(command: Callable[..., Any]) -> None:
+    """Run a command line; an expected error is its message on stderr and exit code 2, never a traceback."""
+    try:
+        command()
+    except CliperError as error:
+        print(f"cliper: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of the `cliper` script."""
+    run(app)
+
+
+if __name__ == "__main__":
+    main()

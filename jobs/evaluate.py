@@ -1,0 +1,307 @@
+"""`cliper evaluate`: label a benchmark and score it, score a finished run, compare runs, print the table."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from cliper_model.errors import ConfigError
+from jobs.label import Job, open_job, parse_options, with_overrides
+from jobs.progress import RunProgress
+from jobs.session import ray_session
+from pipeline.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
+from pipeline.compare import compare, matching, table
+from pipeline.config import JobConfig, load_classes
+from pipeline.datasets import Prepared, open_prepared
+from pipeline.errors import EvaluationError
+from pipeline.evaluate import Evaluation, check_summary, count_stored, open_evaluation, require_labeled
+from pipeline.metrics import PROTOCOLS, Protocol
+from pipeline.results import Results, Setting, figures, heading, summarise
+from pipeline.run import Run, read_run
+from pipeline.storage import Storage, join
+
+INTERRUPTED = 130
+
+Opt = typer.Option
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says about how to run, as opposed to what."""
+
+    storage: Storage
+    actors: int | None
+    cpus_per_actor: float | None
+    batch_size: int | None
+    shard_images: int | None
+    count_failed: bool
+    verbose: bool
+
+
+def evaluate(
+    benchmark: Annotated[
+        str | None,
+        typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
+    ] = None,
+    data: Annotated[
+        str | None, Opt(help="Prepared benchmark; with --all the folder that holds them", metavar="URI")
+    ] = None,
+    output: Annotated[
+        str | None, Opt(help="Run folder; with --all the folder of run folders", metavar="URI")
+    ] = None,
+    run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
+    variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
+    protocol: Annotated[str | None, Opt(help="With --run: cliper or mmseg; default: the run's own")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
+    ] = None,
+    everything: Annotated[bool, Opt("--all", help="Every shipped config and variant: the table")] = False,
+    only: Annotated[list[str] | None, Opt(help="With --all: configs to run; repeat", metavar="CONFIG")] = None,
+    compare_runs: Annotated[
+        tuple[str, str] | None, Opt("--compare", help="Two evaluated runs", metavar="A B")
+    ] = None,
+    count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
+    actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
+    cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
+    batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
+    shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+) -> None:
+    """Measure masks against a benchmark's ground truth: mIoU and everything around it.
+
+    Run the same command again to continue: finished shards are neither labeled nor counted again.
+    """
+    storage = Storage(parse_options(storage_option or []))
+    options = Options(storage, actors, cpus_per_actor, batch_size, shard_images, count_failed, verbose)
+    try:
+        if compare_runs is not None:
+            _, page = compare(*matching(*compare_runs, storage), storage)
+            print(page)
+        elif everything:
+            print(evaluate_all(_need(data, "--data"), _need(output, "--output"), only or [], options))
+        elif run is not None:
+            config = None if benchmark is None else load_benchmark(benchmark)
+            print_results(*evaluate_stored(run, _need(data, "--data"), config, variant, protocol, options))
+        elif sweep:
+            name = _need(benchmark, "BENCHMARK")
+            wanted = (_need(data, "--data"), _need(output, "--output"))
+            print(run_sweep(load_benchmark(name), variant, *wanted, parse_sweep(sweep), options))
+        else:
+            name = _need(benchmark, "BENCHMARK")
+            wanted = (_need(data, "--data"), _need(output, "--output"))
+            print_results(*evaluate_live(name, load_benchmark(name), variant, *wanted, options))
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _need(value: str | None, what: str) -> str:
+    if value is None:
+        raise ConfigError(
+            f"{what} is missing; e.g. cliper evaluate voc21-b16 --data prepared/voc21 --output runs/voc21-b16"
+        )
+    return value
+
+
+def evaluate_live(
+    name: str, config: BenchmarkConfig, variant: str | None, data: str, output: str, options: Options
+) -> tuple[Results, str]:
+    """Label the benchmark's images and count every shard as it is committed: results, and the page's URI."""
+    chosen = variant or next(iter(config.variants))
+    prepared = _open_data(data, options.storage, config)
+    job = _open_job(config, chosen, prepared, output, options)
+    evaluation = open_evaluation(job.run, prepared, options.count_failed)
+    pending = job.run.pending_shards(job.manifest)
+    late = evaluation.uncounted_shards()
+    if pending or late:
+        with ray_session(options.verbose) as resources:
+            for _ in count_stored(evaluation, late):
+                pass
+            _label_and_count(job, evaluation, pending, resources)
+    setting = Setting(
+        protocol=config.protocol,
+        decided_by=config.protocol,
+        name=name,
+        backbone=config.backbone,
+        variant=chosen,
+        model=job.model,
+        published_miou=_published(config, chosen),
+    )
+    return _finish(evaluation, setting)
+
+
+def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], resources: dict[str, float]) -> None:
+    from pipeline.flow import label_corpus, plan_pool
+
+    if not shards:
+        return
+    total = job.manifest.images
+    with RunProgress(total, total - job.manifest.images_in(shards)) as progress:
+        pool = plan_pool(job.config.resources, resources)
+        arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
+        for summary in label_corpus(*arguments, then=evaluation.counter().stage):
+            progress.add(check_summary(summary))
+
+
+def evaluate_stored(
+    run_uri: str,
+    data: str,
+    config: BenchmarkConfig | None,
+    variant: str | None,
+    protocol: str | None,
+    options: Options,
+) -> tuple[Results, str]:
+    """Count a finished run's masks; neither a model nor torch is loaded."""
+    run = read_run(run_uri, options.storage)
+    require_labeled(run)
+    prepared = _open_data(data, options.storage, config)
+    evaluation = open_evaluation(run, prepared, options.count_failed)
+    shards = evaluation.uncounted_shards()
+    if shards:
+        with ray_session(options.verbose):
+            for _ in count_stored(evaluation, shards):
+                pass
+    return _finish(evaluation, _stored_setting(run, config, variant, protocol))
+
+
+def _stored_setting(
+    run: Run, config: BenchmarkConfig | None, variant: str | None, protocol: str | None
+) -> Setting:
+    decided: Protocol = run.identity["model"]["labels"]["protocol"]
+    chosen = _protocol(protocol) if protocol else decided
+    model = run.identity["model"]["backbone"]["model"]
+    if config is None:
+        return Setting(chosen, decided, model=model)
+    # Published figures hold for one model only: the run must have been labeled with that variant's settings.
+    names = [variant] if variant else list(config.variants)
+    same = [name for name in names if config.settings(name).model_dump(mode="json") == run.identity["model"]]
+    name = same[0] if same else ""
+    published = _published(config, name) if same and chosen == config.protocol else None
+    return Setting(chosen, decided, "", config.backbone if same else "", name, model, published)
+
+
+def _protocol(name: str) -> Protocol:
+    for known in PROTOCOLS:
+        if name == known:
+            return known
+    raise EvaluationError(f"unknown protocol '{name}'; allowed: {', '.join(PROTOCOLS)}")
+
+
+def evaluate_all(data: str, output: str, only: list[str], options: Options) -> str:
+    """Every shipped config and variant whose data are prepared, one after the other: the table as Markdown.
+
+    What is finished is not computed again; a benchmark whose data are not there is named and left out.
+    """
+    names = [name for name, _ in shipped_benchmarks()]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise ConfigError(f"unknown benchmark config '{unknown[0]}'; shipped: {', '.join(names)}")
+    results, absent = [], set()
+    for name in only or names:
+        config = load_benchmark(name)
+        where = _data_folder(data, config)
+        if not options.storage.exists(join(where, "dataset.json")):
+            absent.add(where)
+            continue
+        for variant in config.variants:
+            print(f"{name}, {variant}", file=sys.stderr, flush=True)
+            run_uri = join(output, f"{name}-{variant}")
+            results.append(evaluate_live(name, config, variant, where, run_uri, options)[0])
+    for where in sorted(absent):
+        print(f"not prepared, left out: {where}", file=sys.stderr)
+    if not results:
+        raise EvaluationError(
+            f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
+        )
+    return table(results)
+
+
+def _data_folder(data: str, config: BenchmarkConfig) -> str:
+    """BENCHMARK, or BENCHMARK-TRUTH where a benchmark is published with several ground truths."""
+    return join(data, config.benchmark if config.truth is None else f"{config.benchmark}-{config.truth}")
+
+
+def run_sweep(
+    config: BenchmarkConfig,
+    variant: str | None,
+    data: str,
+    output: str,
+    values: Mapping[str, list[Any]],
+    options: Options,
+) -> str:
+    """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
+    from pipeline.flow import plan_pool
+    from pipeline.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
+
+    prepared = _open_data(data, options.storage, config)
+    job = _open_job(config, variant or next(iter(config.variants)), prepared, output, options)
+    grid = make_grid(job.config.model, values)
+    evaluation = open_evaluation(job.run, prepared, options.count_failed)
+    folder = open_sweep(evaluation, grid)
+    with ray_session(options.verbose) as resources:
+        pool = plan_pool(job.config.resources, resources)
+        for _ in sweep_shards(evaluation, folder, job.manifest, job.config, job.classes, grid, pool):
+            pass
+    rows = sweep_results(options.storage, folder, prepared, grid, config.protocol)
+    return f"{sweep_table(rows)}\n{len(rows)} variants in {folder}"
+
+
+def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
+    """Parse SETTING=A,B,...; values are YAML scalars. Raises ConfigError."""
+    values: dict[str, list[Any]] = {}
+    for text in texts:
+        name, separator, listed = text.partition("=")
+        if not separator or not listed:
+            raise ConfigError(f"--sweep '{text}': expected SETTING=A,B,..., e.g. background_threshold=0.2,0.3")
+        values[name] = [yaml.safe_load(value) for value in listed.split(",")]
+    return values
+
+
+def _open_data(uri: str, storage: Storage, config: BenchmarkConfig | None) -> Prepared:
+    prepared = open_prepared(uri, storage)
+    if config is not None and prepared.benchmark != config.benchmark:
+        raise EvaluationError(f"{uri} holds {prepared.benchmark}, but the config is for {config.benchmark}")
+    if config is not None and config.truth not in (None, prepared.truth_form):
+        print(
+            f"note: {uri} has the ground truth '{prepared.truth_form}'; published figures use '{config.truth}'",
+            file=sys.stderr,
+        )
+    return prepared
+
+
+def _open_job(config: BenchmarkConfig, variant: str, prepared: Prepared, output: str, options: Options) -> Job:
+    settings = JobConfig(model=config.settings(variant))
+    if options.shard_images is not None:
+        shard = settings.shard.model_copy(update={"images": options.shard_images})
+        settings = settings.model_copy(update={"shard": shard})
+    settings = with_overrides(settings, options.actors, options.cpus_per_actor, options.batch_size)
+    return open_job(prepared.index_uri, output, settings, load_classes(config.classes), options.storage)
+
+
+def _published(config: BenchmarkConfig, variant: str) -> float | None:
+    percent = config.published_miou.get(variant)
+    return None if percent is None else percent / 100
+
+
+def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
+    """Verify, add up, and write the report."""
+    from pipeline.report import write_report
+
+    counts = evaluation.read()
+    results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
+    return results, write_report(evaluation, counts, results)
+
+
+def print_results(results: Results, page: str) -> None:
+    """The headline figures, on stdout."""
+    print(heading(results))
+    for name, value in figures(results):
+        print(f"  {name:<40} {value}")
+    print(f"  {'report':<40} {page}")

@@ -1,0 +1,56 @@
+"""`cliper prepare`: a benchmark as people download it, to what `cliper evaluate` reads."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+from pipeline.datasets import Prepared
+from pipeline.prepare.write import prepare as write_prepared
+from pipeline.storage import Storage
+
+Opt = typer.Option
+
+PROGRESS_EVERY = 500
+
+
+def prepare(
+    benchmark: Annotated[
+        str,
+        typer.Argument(
+            help="voc21, voc20, context60, context59, coco_object, coco_stuff, ade20k, cityscapes, or folder",
+        ),
+    ],
+    root: Annotated[Path, Opt(help="Where the download was unpacked", metavar="DIR")],
+    out: Annotated[str | None, Opt(help="Default: ROOT/prepared/BENCHMARK", metavar="URI")] = None,
+    truth: Annotated[
+        str | None,
+        Opt(help="Form of the ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole"),
+    ] = None,
+    allow_partial: Annotated[bool, Opt("--allow-partial", help="Accept fewer images than published")] = False,
+    copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Check a downloaded benchmark and write its list of images and its ground truth to OUT."""
+    target = out or str(root / "prepared" / benchmark)
+    storage = Storage(parse_options(storage_option or []))
+    done = write_prepared(benchmark, root, target, storage, truth, allow_partial, copy_images, _report)
+    print(describe(done))
+
+
+def describe(prepared: Prepared) -> str:
+    """One line on a prepared benchmark."""
+    short = "" if prepared.complete else f" of {prepared.expected}: not the published benchmark"
+    return (
+        f"{prepared.benchmark}: {prepared.images} images{short}, {len(prepared.class_names)} classes, "
+        f"ground truth '{prepared.truth_form}' ({prepared.fingerprint}) in {prepared.uri}"
+    )
+
+
+def _report(count: int) -> None:
+    if count % PROGRESS_EVERY == 0:
+        print(f"{count} images", file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""The flow: a corpus of images in, Parquet shards of masks out, on Ray Data."""

@@ -1,0 +1,35 @@
+"""Expected errors of the flow; like all CliperErrors they end a command with one message and exit code 2."""
+
+from cliper_model.errors import CliperError
+
+
+class InputError(CliperError):
+    """The corpus cannot be listed: missing, empty, unreadable, or with colliding image ids."""
+
+
+class StorageError(CliperError):
+    """A bucket or folder refuses access."""
+
+
+class RunError(CliperError):
+    """The output folder belongs to another run, or is not a run folder."""
+
+
+class ResourceError(CliperError):
+    """The cluster cannot schedule what was asked for."""
+
+
+class ImageError(Exception):
+    """One image cannot be labeled; it becomes a row whose `error_type` is `kind`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class DatasetError(CliperError):
+    """A benchmark's files are missing, short, or not in the layout they are published in."""
+
+
+class EvaluationError(CliperError):
+    """Predictions and ground truth do not fit together, or an evaluation is incomplete."""

@@ -1,0 +1,68 @@
+"""Find the image that kills its process, without trusting the process to say so.
+
+An exception costs one row; a segfault or an out-of-memory kill takes the whole actor, which Ray restarts with
+the same shard. So every shard keeps a small file, `attempts/shard-000000.json`, written before the work and
+removed with the commit. A shard found to have been started twice before is taken image by image, each named in
+the file before it is touched. An image that was named at two deaths is poison: it becomes a row, and the rest
+of the shard goes on. Two, because a lost machine must not convict the image it happened to be at.
+"""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pipeline.storage import Storage, join
+
+CAREFUL_AFTER = 2  # unfinished starts
+POISON_AFTER = 2  # deaths while the image was alone
+
+
+@dataclass
+class Attempts:
+    """What earlier attempts at a shard left behind, and what this one is doing."""
+
+    storage: Storage
+    uri: str
+    starts: int = 0
+    deaths: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def begin(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts":
+        """Read the shard's file, charge a death to the image it names, and note this start."""
+        uri = attempts_file(run_uri, shard)
+        try:
+            found = json.loads(storage.read(uri))
+        except FileNotFoundError:
+            found = {"starts": 0, "deaths": {}, "current": None}
+        attempts = cls(storage, uri, found["starts"] + 1, Counter(found["deaths"]))
+        if found["current"] is not None:
+            attempts.deaths[found["current"]] += 1
+        attempts.note(None)
+        return attempts
+
+    @property
+    def careful(self) -> bool:
+        """Whether earlier starts died often enough to go image by image."""
+        return self.starts > CAREFUL_AFTER
+
+    def is_poison(self, image_id: str) -> bool:
+        """Whether the image was alone at work at too many deaths."""
+        return self.deaths[image_id] >= POISON_AFTER
+
+    def note(self, image_id: str | None) -> None:
+        """Write down the image about to be touched."""
+        content = {"starts": self.starts, "deaths": dict(self.deaths), "current": image_id}
+        self.storage.write(self.uri, json.dumps(content).encode())
+
+
+def attempts_file(run_uri: str, shard: int) -> str:
+    """The file that counts attempts at a shard."""
+    return join(run_uri, f"attempts/shard-{shard:06d}.json")
+
+
+def forget_attempts(storage: Storage, run_uri: str, shard: int) -> None:
+    """Remove the file of a committed shard; a repeated write finds it gone."""
+    try:
+        storage.remove(attempts_file(run_uri, shard))
+    except FileNotFoundError:
+        return

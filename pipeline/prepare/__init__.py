@@ -1,0 +1,1 @@
+"""Benchmarks as people download them, read one dataset family per module."""

@@ -1,0 +1,150 @@
+"""A run folder: who it is, what is in it, what is left to do.
+
+run.json                      identity: everything that decides a mask; written first
+manifest/                     the corpus, cut into shards (manifest.py)
+labels/shard-000000.parquet   one file per finished shard (sink.py)
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+from cliper_model.classes import ClassList
+from pipeline.config import JobConfig
+from pipeline.errors import RunError
+from pipeline.manifest import Manifest
+from pipeline.storage import Storage, join
+
+# Settings that change how a run executes but not what it writes.
+_NOT_IDENTITY = ("resources",)
+_SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run folder."""
+
+    uri: str
+    storage: Storage
+    identity: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the identity; in every file and row."""
+        return fingerprint(self.identity)
+
+    def done_shards(self) -> set[int]:
+        """Shards whose file is there. Lists names only and reads nothing of what is done."""
+        try:
+            names = [name for name, _ in self.storage.list_files(join(self.uri, "labels"))]
+        except FileNotFoundError:
+            return set()
+        return {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+
+    def pending_shards(self, manifest: Manifest) -> list[int]:
+        """Shards still to do, in order."""
+        done = self.done_shards()
+        return [shard for shard in range(manifest.shards) if shard not in done]
+
+    def discard(self) -> None:
+        """Remove run.json and the manifest of a run that has labeled nothing; other files are left alone."""
+        if self.done_shards():
+            raise RunError(f"{self.uri} holds labels; it is not discarded")
+        names = [name for name, _ in self.storage.list_files(self.uri)]
+        for name in names:
+            if name == "run.json" or name.startswith("manifest/"):
+                self.storage.remove(join(self.uri, name))
+
+
+def identity_of(
+    config: JobConfig, classes: ClassList, input_uri: str, weights: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything that decides what the run writes, as plain JSON values. No secrets: storage options stay out."""
+    settings = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+    return {
+        "cliper": version("cliper"),
+        "input_uri": input_uri,
+        "classes": class_table(classes),
+        "weights": dict(weights),
+        **settings,
+    }
+
+
+def class_table(classes: ClassList) -> dict[str, str]:
+    """Label number to class, with its prompt where that is not the name: {"1": "cat", "2": "dog = a dog"}."""
+    pairs = zip(classes.names, classes.prompts, strict=True)
+    lines = [name if name == prompt else f"{name} = {prompt}" for name, prompt in pairs]
+    return {str(label): line for label, line in enumerate(lines, 1)}
+
+
+def class_names(identity: Mapping[str, Any]) -> tuple[str, ...]:
+    """The class names of a run, in the order of their labels."""
+    table = identity["classes"]
+    return tuple(table[label].partition(" = ")[0] for label in sorted(table, key=int))
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """16 hex digits of the SHA-256 of the identity's canonical JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
+    """Create the run folder, or continue it if it is of the same identity.
+
+    Raises RunError naming every key that differs, or if the folder holds something else.
+    """
+    try:
+        stored = json.loads(storage.read(join(uri, "run.json")))["identity"]
+    except FileNotFoundError:
+        _refuse_foreign_folder(uri, storage)
+        content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
+        storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+        return Run(uri, storage, identity)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{join(uri, 'run.json')} is not a run's identity; choose another output") from error
+    different = list(differences(stored, identity))
+    if different:
+        raise RunError(
+            f"{uri} belongs to a run with other settings: {'; '.join(different)}. "
+            "Continue it with its own settings, or choose another output"
+        )
+    return Run(uri, storage, identity)
+
+
+def read_run(uri: str, storage: Storage) -> Run:
+    """Open an existing run folder for reading. Raises RunError if it is none."""
+    try:
+        return Run(uri, storage, json.loads(storage.read(join(uri, "run.json")))["identity"])
+    except FileNotFoundError as error:
+        raise RunError(f"{uri} is not a run folder: it has no run.json") from error
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """One line per setting that differs between two identities, by its dotted key."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted(set(old) | set(new))
+        return [d for k in keys for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else k)]
+    return [] if old == new else [f"{path} was {_short(old)}, is now {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _refuse_foreign_folder(uri: str, storage: Storage) -> None:
+    try:
+        first = next(iter(storage.list_files(uri)), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if first is not None:
+        raise RunError(f"{uri} is not empty and not a run folder (it holds {first[0]}); choose another output")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

