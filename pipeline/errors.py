@@ -33,3 +33,7 @@ class DatasetError(CliperError):
 
 class EvaluationError(CliperError):
     """Predictions and ground truth do not fit together, or an evaluation is incomplete."""
+
+
+class FilterError(CliperError):
+    """A row filter names what the run does not have, or is not valid SQL."""

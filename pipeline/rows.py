@@ -1,0 +1,128 @@
+"""Read the rows of a run back, shard by shard: only the columns asked for, only the rows that pass a filter."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import FilterError
+from pipeline.run import Run, class_names
+from pipeline.schema import COLUMNS
+from pipeline.sink import shard_file
+from pipeline.storage import join
+
+METADATA = tuple(name for name in COLUMNS.names if name != "mask")
+
+
+@dataclass(frozen=True)
+class RowFilter:
+    """Which rows to take; every condition that is given must hold.
+
+    `classes`: at least one of these class names is in the mask. `min_confidence`: the image's mean, 0 to 1.
+    `min_area`: share of the image, 0 to 1, that one of `classes` (any class but background if there are none)
+    covers. `where`: an SQL condition over the metadata columns (all but `mask`), evaluated by DuckDB.
+    """
+
+    statuses: tuple[str, ...] = ("ok",)  # none: rows of every status
+    classes: tuple[str, ...] = ()
+    min_confidence: float | None = None
+    min_area: float | None = None
+    where: str | None = None
+
+    def check(self, known: Sequence[str]) -> None:
+        """Raise FilterError for an unknown class, a bound outside 0 to 1, or SQL that does not parse."""
+        unknown = [name for name in self.classes if name not in known and name != "background"]
+        if unknown:
+            raise FilterError(f"the run has no class '{unknown[0]}'; it has: {', '.join(known)}")
+        for name, bound in (("confidence", self.min_confidence), ("area", self.min_area)):
+            if bound is not None and not 0 <= bound <= 1:
+                raise FilterError(f"the minimum {name} must be between 0 and 1, not {bound:g}")
+        if self.where is not None:
+            _sql(pa.Table.from_pylist([], COLUMNS.remove(COLUMNS.get_field_index("mask"))), self.where)
+
+    def rows(self, metadata: pa.Table) -> np.ndarray:
+        """Places, int64 [n] ascending, of the rows of a table of METADATA that pass."""
+        keep = np.ones(len(metadata), dtype=bool)
+        if self.statuses:
+            keep &= pc.is_in(metadata["status"], pa.array(self.statuses)).to_numpy(zero_copy_only=False)
+        if self.min_confidence is not None:
+            above = pc.greater_equal(metadata["confidence"], self.min_confidence)
+            keep &= pc.fill_null(above, False).to_numpy(zero_copy_only=False)
+        if self.classes or self.min_area is not None:
+            keep &= self._has_classes(metadata)
+        if self.where is not None:
+            passed = np.zeros(len(metadata), dtype=bool)
+            passed[_sql(metadata, self.where)] = True
+            keep &= passed
+        return np.flatnonzero(keep)
+
+    def _has_classes(self, metadata: pa.Table) -> np.ndarray:
+        """Whether a wanted class covers enough of each image, bool [n]."""
+        column = metadata["classes"].combine_chunks()
+        entries = pc.list_flatten(column)
+        owner = pc.list_parent_indices(column).to_numpy()
+        names = pc.struct_field(entries, "name")
+        wanted = pc.is_in(names, pa.array(self.classes)) if self.classes else pc.not_equal(names, "background")
+        pixels = pc.struct_field(entries, "pixels").to_numpy(zero_copy_only=False)
+        size = pc.multiply(metadata["width"].cast(pa.int64()), metadata["height"].cast(pa.int64()))
+        area = np.maximum(pc.fill_null(size, 1).to_numpy(), 1)
+        enough = wanted.to_numpy(zero_copy_only=False) & (pixels / area[owner] >= (self.min_area or 0.0))
+        found = np.zeros(len(metadata), dtype=bool)
+        found[owner[enough]] = True
+        return found
+
+
+ALL_ROWS = RowFilter(statuses=())
+
+
+def read_tables(
+    run: Run, columns: Sequence[str] | None = None, keep: RowFilter = ALL_ROWS, shards: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield one table per finished shard, in shard order, with `columns` (all if None) of the rows that pass.
+
+    Holds one shard at a time. Masks are not read where no row of a shard passes; shards without such a row
+    yield nothing. Raises FilterError, see RowFilter.check.
+    """
+    keep.check(class_names(run.identity))
+    wanted = list(COLUMNS.names if columns is None else columns)
+    for shard in sorted(run.done_shards()) if shards is None else shards:
+        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
+            table = _read_shard(pq.ParquetFile(handle), wanted, keep)
+        if len(table):
+            yield table
+
+
+def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter) -> pa.Table:
+    if keep == ALL_ROWS:
+        return file.read(columns)
+    metadata = file.read(list(METADATA))
+    places = keep.rows(metadata)
+    light = [name for name in columns if name != "mask"]
+    if len(light) == len(columns) or not len(places):
+        return metadata.select(light).take(places)
+    return file.read(columns).take(places)
+
+
+def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
+    """Places of the rows for which an SQL condition holds."""
+    try:
+        import duckdb
+    except ImportError as error:
+        raise FilterError("SQL conditions need DuckDB: pip install 'cliper[export]'") from error
+    rows = metadata.append_column("_place", pa.array(np.arange(len(metadata)), pa.int64()))
+    connection = duckdb.connect()
+    connection.execute("SET enable_external_access = false")  # a condition reads the rows and nothing else
+    try:
+        connection.register("rows", rows)
+        found = connection.execute(f"SELECT _place FROM rows WHERE ({condition}) ORDER BY _place")  # noqa: S608
+        return found.fetchnumpy()["_place"].astype(np.int64)
+    except duckdb.Error as error:
+        reason = str(error).splitlines()[0]
+        raise FilterError(
+            f"the condition '{condition}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
+        ) from error
+    finally:
+        connection.close()
