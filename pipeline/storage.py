@@ -7,7 +7,7 @@ part of a repr, a log line or a run folder.
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,15 @@ _S3_CLIENT = {
     "request_checksum_calculation": "when_required",
 }
 _S3_PAGE = 1000  # keys per listing request, the protocol's maximum
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file as a listing shows it."""
+
+    name: str  # relative to what was listed
+    size: int  # bytes
+    modified: float | None  # seconds since 1970, by the store's clock; None if the backend does not say
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,12 @@ class Storage:
             return filesystem.open(path, "rb")
 
     def list_files(self, uri: str) -> Iterator[tuple[str, int]]:
-        """Yield (path relative to `uri`, size in bytes) of all files below a folder or prefix, in sorted order.
+        """Yield (path relative to `uri`, size in bytes) of all files below it; see `list_stored`."""
+        for stored in self.list_stored(uri):
+            yield stored.name, stored.size
+
+    def list_stored(self, uri: str) -> Iterator[Stored]:
+        """Yield all files below a folder or prefix, in sorted order.
 
         Streams: S3 is read page by page, so a million keys cost about a thousand requests and little memory.
         """
@@ -113,7 +127,7 @@ class Storage:
             else:
                 found = filesystem.find(path, detail=True)
                 for name in sorted(found):
-                    yield name.removeprefix(path).lstrip("/"), int(found[name]["size"])
+                    yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
 
 
 def is_local(uri: str) -> bool:
@@ -183,7 +197,7 @@ def _write_local(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def _walk_local(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
+def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:
     """Depth first in sorted order; follows links to files, not to folders (they may be circular)."""
     with os.scandir(folder) as entries:
         children = sorted(entries, key=lambda entry: entry.name)
@@ -191,10 +205,12 @@ def _walk_local(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/")
         elif entry.is_file():
-            yield f"{prefix}{entry.name}", entry.stat().st_size
+            with suppress(FileNotFoundError):  # a run may be at work: temporary names come and go
+                found = entry.stat()
+                yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime)
 
 
-def _list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int]]:
+def _list_s3(filesystem: Any, path: str) -> Iterator[Stored]:
     bucket, _, key = path.partition("/")
     prefix = f"{key}/" if key else ""
     page: dict[str, Any] = {}
@@ -207,7 +223,8 @@ def _list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int]]:
             raise _translate_s3(error) from error
         for entry in page.get("Contents", []):
             if not entry["Key"].endswith("/"):  # zero-byte folder markers
-                yield entry["Key"].removeprefix(prefix), int(entry["Size"])
+                name, modified = entry["Key"].removeprefix(prefix), entry["LastModified"].timestamp()
+                yield Stored(name, int(entry["Size"]), modified)
         if not page.get("IsTruncated"):
             return
 
