@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.corrections import NO_CORRECTIONS, Corrections, overlay
 from pipeline.errors import FilterError
 from pipeline.run import Run, class_names
 from pipeline.schema import COLUMNS
@@ -79,23 +80,31 @@ ALL_ROWS = RowFilter(statuses=())
 
 
 def read_tables(
-    run: Run, columns: Sequence[str] | None = None, keep: RowFilter = ALL_ROWS, shards: Sequence[int] | None = None
+    run: Run,
+    columns: Sequence[str] | None = None,
+    keep: RowFilter = ALL_ROWS,
+    shards: Sequence[int] | None = None,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> Iterator[pa.Table]:
     """Yield one table per finished shard, in shard order, with `columns` (all if None) of the rows that pass.
 
     Holds one shard at a time. Masks are not read where no row of a shard passes; shards without such a row
-    yield nothing. Raises FilterError, see RowFilter.check.
+    yield nothing. `corrections` (of read_corrections) take the place of the model's rows before the filter.
+    Raises FilterError, see RowFilter.check.
     """
     keep.check(class_names(run.identity))
     wanted = list(COLUMNS.names if columns is None else columns)
     for shard in sorted(run.done_shards()) if shards is None else shards:
         with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            table = _read_shard(pq.ParquetFile(handle), wanted, keep)
+            table = _read_shard(pq.ParquetFile(handle), wanted, keep, corrections.of_shard(shard))
         if len(table):
             yield table
 
 
-def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter) -> pa.Table:
+def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter, corrected: pa.Table) -> pa.Table:
+    if len(corrected):
+        table = overlay(file.read(), corrected)
+        return table.take(keep.rows(table.select(METADATA))).select(columns)
     if keep == ALL_ROWS:
         return file.read(columns)
     metadata = file.read(list(METADATA))

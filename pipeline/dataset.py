@@ -1,0 +1,263 @@
+"""Train on a run's masks: an iterable dataset for torch, over any number of loader workers and ranks.
+
+    loader = DataLoader(MaskDataset(run, transform=crop), batch_size=16, num_workers=4)
+
+Rows are read shard by shard, only the columns that are needed. An epoch's order is decided by (seed, epoch)
+alone: shards are permuted, cut into one even share per rank and worker, and rows pass through a small shuffle
+buffer. Every row comes exactly once per epoch over all ranks and workers; shares of ranks differ by one row at
+most, so distributed training needs `torch.distributed.algorithms.Join`, or a stop after the shortest share.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.utils.data import IterableDataset, get_worker_info
+
+from cliper_model.classes import ignore_value
+from pipeline.corrections import Version, read_corrections
+from pipeline.decode import decode, to_file_grid, upright
+from pipeline.errors import FilterError, ImageError, InputError, RunError
+from pipeline.load import load_entries
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.masks import unpack_mask
+from pipeline.rows import RowFilter, read_tables
+from pipeline.run import Run, class_names
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("image_id", "mask", "mask_codec", "classes", "orientation")
+READ_AHEAD = 32  # images fetched at once
+COUNT_THREADS = 8  # they wait for storage
+
+Transform = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+class Example(NamedTuple):
+    """One image with its mask, in the same pixel grid; batches collate field by field."""
+
+    image: torch.Tensor  # uint8 [3, H, W], RGB
+    mask: torch.Tensor  # int64 [H, W]: 0 = background or unknown, k = class k, or the ignore value
+    image_id: str
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows `first` to `end` (excluded) of those of a shard that pass the filter."""
+
+    shard: int
+    first: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row on its way through the shuffle buffer: the image is not decoded yet."""
+
+    row: dict[str, Any]
+    data: bytes | ImageError
+
+
+class MaskDataset(IterableDataset[Example]):
+    """Images and masks of a run, each once per epoch.
+
+    `keep`: which rows. `min_confidence` (0 to 1): the stored confidence is per class and image, so a class whose
+    `confidence` ("mean" or "p10" over its pixels) is below it becomes the ignore value everywhere in that image.
+    `upright`: turn image and mask as EXIF says, instead of the file's own grid. `transform`: applied to image
+    and mask. `on_error`: an image that cannot be read, or whose size is no longer the mask's, raises InputError
+    or is logged and left out. `rank`, `world_size`: from torch.distributed if not given. `shards`: these only.
+    `corrections`: "latest", a version, or None for the masks as the model made them (see corrections.py).
+
+    Raises FilterError for a filter that does not fit the run, RunError if the run is not finished and no
+    `shards` are named: ranks that see different shards would train on different rows.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        keep: RowFilter = RowFilter(),  # noqa: B008 (frozen)
+        *,
+        min_confidence: float | None = None,
+        confidence: Literal["mean", "p10"] = "mean",
+        upright: bool = False,
+        transform: Transform | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        shuffle: bool = True,
+        seed: int = 0,
+        shuffle_buffer: int = 512,
+        rank: int | None = None,
+        world_size: int | None = None,
+        shards: Sequence[int] | None = None,
+        corrections: Version = "latest",
+    ) -> None:
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise FilterError(f"the minimum confidence must be between 0 and 1, not {min_confidence:g}")
+        self.run, self.keep, self.transform, self.upright = run, keep, transform, upright
+        self.min_confidence, self.confidence_column = min_confidence, f"{confidence}_confidence"
+        self.skip_errors, self.shuffle, self.seed = on_error == "skip", shuffle, seed
+        self.shuffle_buffer = max(1, shuffle_buffer)
+        self.rank, self.world_size = _place(rank, world_size)
+        self.classes = class_names(run.identity)
+        self.ignore_value = ignore_value(len(self.classes))
+        self.manifest = _finished_manifest(run, shards)
+        self.corrections = read_corrections(run, corrections)
+        self.counts = self._count(sorted(run.done_shards()) if shards is None else shards)
+        # Shared memory: loader workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def rows(self) -> int:
+        """Rows of one epoch over all ranks."""
+        return sum(self.counts.values())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; without it every pass has the same order."""
+        self._epoch.fill_(epoch)
+
+    def __iter__(self) -> Iterator[Example]:
+        """This rank's and worker's share of the epoch."""
+        worker = get_worker_info()
+        part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch = int(self._epoch.item())
+        shares = split(self._order(epoch), self.rank, self.world_size)
+        encoded: Iterator[Encoded] = (row for share in split(shares, part, parts) for row in self._read(share))
+        if self.shuffle:
+            place = self.rank * parts + part
+            encoded = shuffled(encoded, self.shuffle_buffer, np.random.default_rng([self.seed, epoch, place]))
+        for item in encoded:
+            example = self._example(item)
+            if example is not None:
+                yield example
+
+    def _order(self, epoch: int) -> list[Share]:
+        """All shards, whole, in the order of an epoch; the same on every rank and worker."""
+        order = np.array(list(self.counts), dtype=np.int64)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        return [Share(shard, 0, self.counts[shard]) for shard in order.tolist()]
+
+    def _count(self, shards: Sequence[int]) -> dict[int, int]:
+        """Rows that pass, by shard; shards without one are left out."""
+
+        def count(shard: int) -> int:
+            tables = read_tables(self.run, ["image_id"], self.keep, [shard], self.corrections)
+            return sum(len(table) for table in tables)
+
+        with ThreadPoolExecutor(COUNT_THREADS) as pool:
+            counts = dict(zip(shards, pool.map(count, shards), strict=True))
+        return {shard: rows for shard, rows in counts.items() if rows}
+
+    def _read(self, share: Share) -> Iterator[Encoded]:
+        """Rows of a share with their images' bytes, READ_AHEAD images at a time."""
+        entries = {e.image_id: e for e in self.manifest.read_shard(self.run.storage, self.run.uri, share.shard)}
+        column = self.run.identity["input"]["image_column"]
+        for table in read_tables(self.run, COLUMNS, self.keep, [share.shard], self.corrections):
+            rows = table.slice(share.first, share.end - share.first)
+            for batch in rows.to_batches(max_chunksize=READ_AHEAD):
+                wanted = batch.to_pylist()
+                chosen = [entries[row["image_id"]] for row in wanted]
+                loaded = load_entries(self.run.storage, share.shard, chosen, column).to_pylist()
+                yield from (Encoded(row, _bytes(found)) for row, found in zip(wanted, loaded, strict=True))
+
+    def _example(self, item: Encoded) -> Example | None:
+        try:
+            image, mask = self._decode(item)
+        except ImageError as error:
+            if self.skip_errors:
+                log.warning("left out %s: %s", item.row["image_id"], error)
+                return None
+            raise InputError(f"image '{item.row['image_id']}' cannot be read: {error}") from error
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        labels = torch.from_numpy(np.ascontiguousarray(mask).astype(np.int64))
+        if self.transform is not None:
+            pixels, labels = self.transform(pixels, labels)
+        return Example(pixels, labels, item.row["image_id"])
+
+    def _decode(self, item: Encoded) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 [H, W, 3] and mask [H, W], in one grid. Raises ImageError."""
+        if isinstance(item.data, ImageError):
+            raise item.data
+        found = decode(item.data, self.run.identity["max_pixels"])
+        image = to_file_grid(found.pixels, found.orientation)
+        mask = self._trusted(unpack_mask(item.row), item.row["classes"])
+        if image.shape[:2] != mask.shape:
+            raise ImageError("changed", f"it is {_size(image)} pixels now, its mask {_size(mask)}")
+        if self.upright:
+            return upright(image, found.orientation), upright(mask, found.orientation)
+        return image, mask
+
+    def _trusted(self, mask: np.ndarray, classes: Sequence[dict[str, Any]]) -> np.ndarray:
+        """The mask with classes below `min_confidence` ignored."""
+        if self.min_confidence is None:
+            return mask
+        doubtful = [c["class_id"] for c in classes if c[self.confidence_column] < self.min_confidence]
+        return np.where(np.isin(mask, doubtful), self.ignore_value, mask) if doubtful else mask
+
+
+def split(shares: Sequence[Share], part: int, parts: int) -> list[Share]:
+    """Part number `part` of `parts` of a sequence of rows; sizes differ by one at most, order is kept."""
+    total = sum(share.end - share.first for share in shares)
+    first, end = total * part // parts, total * (part + 1) // parts
+    chosen, before = [], 0
+    for share in shares:
+        size = share.end - share.first
+        low, high = max(first - before, 0), min(end - before, size)
+        if low < high:
+            chosen.append(Share(share.shard, share.first + low, share.first + high))
+        before += size
+    return chosen
+
+
+def shuffled(items: Iterator[Encoded], size: int, generator: np.random.Generator) -> Iterator[Encoded]:
+    """The same items, each drawn at random from the next `size`."""
+    buffer: list[Encoded] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        place = int(generator.integers(size))
+        yield buffer[place]
+        buffer[place] = item
+    for place in generator.permutation(len(buffer)).tolist():
+        yield buffer[place]
+
+
+def _bytes(loaded: dict[str, Any]) -> bytes | ImageError:
+    if loaded["data"] is None:
+        return ImageError(loaded["error_type"], loaded["error_message"])
+    data: bytes = loaded["data"]
+    return data
+
+
+def _size(grid: np.ndarray) -> str:
+    return f"{grid.shape[1]} x {grid.shape[0]}"
+
+
+def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """This process among the ranks. Raises ValueError if only one is given or they do not fit."""
+    if (rank is None) != (world_size is None):
+        raise ValueError("give rank and world_size, or neither")
+    if rank is None or world_size is None:
+        ready = dist.is_available() and dist.is_initialized()
+        return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank must be 0 to {world_size - 1}, not {rank}")
+    return rank, world_size
+
+
+def _finished_manifest(run: Run, shards: Sequence[int] | None) -> Manifest:
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        raise RunError(f"{run.uri} has no manifest; label first (cliper label --output {run.uri})")
+    pending = run.pending_shards(manifest) if shards is None else []
+    if pending:
+        raise RunError(
+            f"{run.uri} is not finished: {len(pending)} of {manifest.shards} shards are not labeled. Continue it "
+            "with its own 'cliper label' command, or name the shards to read"
+        )
+    return manifest
