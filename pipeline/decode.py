@@ -36,10 +36,10 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image.size, max_pixels)
-            orientation = _orientation(image)
+            orientation = exif_orientation(image)
             pixels = to_rgb(image)
             # Pillow's TIFF reader turns the image as it loads and then reports orientation 1; others leave it.
-            pixels = np.ascontiguousarray(upright(pixels, _orientation(image)))
+            pixels = np.ascontiguousarray(upright(pixels, exif_orientation(image)))
             height, width = pixels.shape[1::-1] if orientation >= 5 else pixels.shape[:2]
             return Decoded(pixels, width, height, orientation)
     except ImageError:
@@ -74,7 +74,8 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
+    """EXIF orientation of an opened image, 1 (upright) to 8; 1 if there is none or it is damaged."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF says nothing about the pixels, which are fine at this point

@@ -37,3 +37,7 @@ class EvaluationError(CliperError):
 
 class FilterError(CliperError):
     """A row filter names what the run does not have, or is not valid SQL."""
+
+
+class ExportError(CliperError):
+    """A format cannot hold what the run has, or the output belongs to something else."""

@@ -5,12 +5,13 @@ part of a repr, a log line or a run folder.
 """
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -88,6 +89,27 @@ class Storage:
                 _write_local(Path(path), data)
             else:
                 filesystem.pipe_file(path, data)
+
+    @contextmanager
+    def create(self, uri: str) -> Iterator[BinaryIO]:
+        """A file to fill step by step, as atomic as `write`: it appears when the block ends without an error.
+
+        A remote file is gathered in the temporary folder first.
+        """
+        filesystem, path = self.filesystem(uri)
+        if isinstance(filesystem, LocalFileSystem):
+            try:
+                with _created_local(Path(path)) as handle:
+                    yield handle
+            except OSError as error:
+                raise StorageError(f"cannot write {uri}: {explain(error)}") from error
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            gathered = Path(folder) / "file"
+            with gathered.open("wb") as handle:
+                yield handle
+            with access_errors(uri):
+                filesystem.put_file(str(gathered), path)
 
     def remove(self, uri: str) -> None:
         """Delete one file."""
@@ -179,11 +201,17 @@ def explain(error: Exception) -> str:
 
 
 def _write_local(path: Path, data: bytes) -> None:
+    with _created_local(path) as handle:
+        handle.write(data)
+
+
+@contextmanager
+def _created_local(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as handle:
-            handle.write(data)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)

@@ -1,0 +1,117 @@
+"""What every exporter gets and gives."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from cliper_model.classes import ignore_value
+from pipeline.decode import upright
+from pipeline.export.folder import Folder
+from pipeline.masks import encode_png, unpack_mask
+from pipeline.rows import RowFilter
+
+Record = Mapping[str, Any]  # what is kept of an image for `finish`; plain JSON
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is exported: the same for every shard and every worker."""
+
+    format: str
+    run_uri: str
+    fingerprint: str
+    class_names: Sequence[str]  # of labels 1, 2, ...
+    keep: RowFilter
+    images: bool  # copy the source images too
+    val_share: float  # of the images that go into the validation split
+    clashing: frozenset[int] = field(default=frozenset(), repr=False)  # see names.py
+
+    @property
+    def ignore_value(self) -> int:
+        """The label no mask holds: 255, or 65535 above 254 classes."""
+        return ignore_value(len(self.class_names))
+
+    def split(self, image_id: str) -> str:
+        """`train` or `val`, by the id alone."""
+        draw = int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") / 2**64
+        return "val" if draw < self.val_share else "train"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image to export. `name` is its file name without an ending (names.py)."""
+
+    row: Mapping[str, Any]  # all columns of the run
+    name: str
+    image: bytes | None = None  # the copied image file, in the mask's grid; None where images are not copied
+    image_ending: str = ""  # of `image`, e.g. .jpg
+    as_seen: bool = False  # the format's tools turn images by their EXIF orientation, so masks are turned too
+
+    @property
+    def image_id(self) -> str:
+        """The image's id in the run."""
+        found: str = self.row["image_id"]
+        return found
+
+    @property
+    def uri(self) -> str:
+        """Where the run read the image."""
+        found: str = self.row["uri"]
+        return found
+
+    @property
+    def orientation(self) -> int:
+        """The EXIF orientation by which `labels` are turned: 1 for none."""
+        return (self.row["orientation"] or 1) if self.as_seen and self.image is None else 1
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The label map, uint8 or uint16 [H, W]."""
+        stored = unpack_mask(self.row)
+        return stored if self.orientation == 1 else np.ascontiguousarray(upright(stored, self.orientation))
+
+    @property
+    def png(self) -> bytes:
+        """The label map as PNG: VOC's palette for uint8, 16-bit grey for uint16."""
+        if self.row["mask_codec"] == "png" and self.orientation == 1:
+            stored: bytes = self.row["mask"]["bytes"]
+            return stored
+        return encode_png(self.labels)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of `labels`."""
+        height, width = self.row["height"], self.row["width"]
+        return (height, width) if self.orientation < 5 else (width, height)
+
+
+class Records:
+    """Every exported image's record, in the order of the shards; each loop reads the parts anew."""
+
+    def __init__(self, read: Callable[[], Iterator[Record]]) -> None:
+        self._read = read
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._read()
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """A format. `shard` writes the files of one shard and yields one record per image; `finish` writes the rest.
+
+    `shard` may run again for the same shard, in any order and process: what it writes must depend on its items
+    alone, file names included. Every record holds `image_id` and `name`.
+    """
+
+    shard: Callable[[Iterable[Item], Folder, Plan, int], Iterator[Record]]
+    finish: Callable[[Records, Folder, Plan], None]
+    image_formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP")  # kept as they are; others become the first
+    splits: bool = False  # into train and val
+    as_seen: bool = False  # see Item
+    needs_images: bool = False  # trainers of this format look for image files beside the masks
+    keeps_failed: bool = False  # rows without a mask can be held
+    check: Callable[[Plan], None] = lambda plan: None  # raises ExportError for what the format cannot hold

@@ -1,0 +1,63 @@
+"""File names for image ids: they cannot leave the folder, clash on any file system, or break a tool's parsing.
+
+A name is the id without its image ending, percent-encoded: letters, digits and marks of any script, `-` and `_`
+stay, every other character becomes %XX of its UTF-8 bytes, so `urllib.parse.unquote` gives it back. A name that
+would be too long, that another image has (also but for upper and lower case), or that Windows reserves, ends in
+`~` and a hash of the id. An export lists every name beside its id in cliper-images.jsonl.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Collection, Iterable
+
+import numpy as np
+
+from pipeline.decode import SUFFIXES
+
+MAX_BYTES = 200  # file systems allow 255; endings and temporary names need the rest
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+def file_name(image_id: str, clashing: Collection[int] = ()) -> str:
+    """The file name, without an ending, of an image; `clashing` are the keys that several images share."""
+    name = _quoted(image_id)
+    long = len(name.encode()) > MAX_BYTES
+    if not name or long or name.lower() in _RESERVED or (clashing and _key(name) in clashing):
+        return f"{_shortened(name)}~{hashlib.blake2b(image_id.encode(), digest_size=8).hexdigest()}"
+    return name
+
+
+def clashing_names(batches: Iterable[Iterable[str]]) -> frozenset[int]:
+    """Keys of the names that more than one of all image ids would get; 8 bytes per image."""
+    keys = [np.array([_key(_quoted(image_id)) for image_id in batch], dtype=np.uint64) for batch in batches]
+    if not keys:
+        return frozenset()
+    found, counts = np.unique(np.concatenate(keys), return_counts=True)
+    return frozenset(found[counts > 1].tolist())
+
+
+def _quoted(image_id: str) -> str:
+    ending = next((suffix for suffix in SUFFIXES if image_id.lower().endswith(suffix)), "")
+    return "".join(c if _plain(c) else _percent(c) for c in image_id[: len(image_id) - len(ending)])
+
+
+def _plain(character: str) -> bool:
+    return character in "-_" or unicodedata.category(character)[0] in "LNM"
+
+
+def _percent(character: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in character.encode())
+
+
+def _key(name: str) -> int:
+    """Equal for names that some file system takes for the same."""
+    same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "big")
+
+
+def _shortened(name: str) -> str:
+    """At most MAX_BYTES with the hash, never cut inside a character or an escape."""
+    room = MAX_BYTES - 17
+    cut = name.encode()[:room].decode(errors="ignore")
+    escape = cut.rfind("%", len(cut) - 2)
+    return cut[:escape] if len(cut) < len(name) and escape >= 0 else cut
