@@ -10,6 +10,7 @@ from cliper_model.errors import CliperError
 from jobs.evaluate import evaluate
 from jobs.label import label
 from jobs.prepare import prepare
+from jobs.report import report
 
 app = typer.Typer(
     name="cliper",
@@ -28,6 +29,7 @@ def _root() -> None:
 app.command()(label)
 app.command()(prepare)
 app.command()(evaluate)
+app.command()(report)
 
 
 def run(command: Callable[..., Any]) -> None:

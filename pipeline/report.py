@@ -3,20 +3,19 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment
 from PIL import Image
 
 from pipeline.charts import bar_chart, colour, heat_map, overlay, picture
 from pipeline.evaluate import Evaluation, counted_shards
 from pipeline.masks import decode_png, unpack_mask
 from pipeline.merge import Counts
+from pipeline.page import render_page
 from pipeline.results import Results, by_iou, figures, heading, image_miou, percent, to_csv, to_markdown
 from pipeline.sink import shard_file
 from pipeline.storage import join
@@ -41,21 +40,21 @@ def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> st
 
 def render(results: Results, groups: Sequence[Mapping[str, Any]]) -> str:
     """The HTML page; it loads nothing from elsewhere. `groups`: see `extreme_images`."""
-    template = Environment(autoescape=True).from_string(
-        files("pipeline").joinpath("templates/report.html").read_text(encoding="utf-8")
-    )
     between = results["miou_interval"]
-    return template.render(
-        title=heading(results),
-        notes=_notes(results),
-        miou=percent(results["miou"]),
-        published=percent(results["published_miou"]),
-        span="-" if between is None else f"{percent(between[0])} to {percent(between[1])}",
-        figures=figures(results)[3:],
-        bars=bar_chart(results),
-        heat=heat_map(results),
-        groups=groups,
-        classes=[_class_row(entry) for entry in by_iou(results)[::-1]],
+    return render_page(
+        "report.html",
+        {
+            "title": heading(results),
+            "notes": _notes(results),
+            "miou": percent(results["miou"]),
+            "published": percent(results["published_miou"]),
+            "span": "-" if between is None else f"{percent(between[0])} to {percent(between[1])}",
+            "figures": figures(results)[3:],
+            "bars": bar_chart(results),
+            "heat": heat_map(results),
+            "groups": groups,
+            "classes": [_class_row(entry) for entry in by_iou(results)[::-1]],
+        },
     )
 
 

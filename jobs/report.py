@@ -1,0 +1,35 @@
+"""`cliper report`: one HTML page on a run."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+
+Opt = typer.Option
+
+_SAMPLE = 200_000  # rows
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
+    output: Annotated[str | None, Opt(help="Default: RUN/report/index.html", metavar="FILE")] = None,
+    sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _SAMPLE,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
+
+    Works while the run is still going. The page loads nothing from elsewhere and can be sent as a file.
+    """
+    from pipeline.run import read_run
+    from pipeline.run_report import write_run_report
+    from pipeline.storage import Storage, join
+
+    start = time.monotonic()
+    target = output or join(run, "report", "index.html")
+    done = write_run_report(read_run(run, Storage(parse_options(storage_option or []))), target, sample)
+    print(f"report    {target}")
+    print(f"read      {done.stats.rows} rows in {len(done.read)} shards, {time.monotonic() - start:.1f} s")
