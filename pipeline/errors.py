@@ -41,3 +41,11 @@ class FilterError(CliperError):
 
 class ExportError(CliperError):
     """A format cannot hold what the run has, or the output belongs to something else."""
+
+
+class LeaseError(RunError):
+    """Another driver works on the run folder, or took it over."""
+
+
+class TooManyFailuresError(CliperError):
+    """More images failed than --max-failures allows; the commands exit with code 1."""

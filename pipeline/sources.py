@@ -59,9 +59,9 @@ def list_images(storage: Storage, uri: str, config: InputConfig) -> Iterator[Ent
 
 def _glob(storage: Storage, pattern: str) -> Iterator[Entry]:
     """Ids are relative to the longest folder without a wildcard."""
-    filesystem, path = storage.filesystem(pattern)
+    _, path = storage.filesystem(pattern)
     fixed = path[: min(path.index(c) for c in "*?[" if c in path)].rpartition("/")[0]
-    found = filesystem.glob(path, detail=True)
+    found = storage.glob(pattern)
     for name in sorted(found):
         if found[name]["type"] == "file":
             relative = name.removeprefix(fixed).lstrip("/")

@@ -1,33 +1,28 @@
 """Read and write by URI: local paths and every fsspec backend, S3 first.
 
-Writes are atomic: a reader sees a whole file or none. Options hold secrets (keys, tokens): they are never
-part of a repr, a log line or a run folder.
+Writes are atomic: a reader sees a whole file or none. Remote operations are tried again when the reason may pass
+(retry.py). Options hold secrets (keys, tokens): they are never part of a repr, a log line or a run folder.
 """
 
+import errno
+import io
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import StorageError
+from pipeline.retry import fetch_with_retries, is_transient, refuses_keys, with_retries
+from pipeline.s3 import list_s3, s3_options
 
-_S3_CLIENT = {
-    # Stalls end in an error that is retried, never in a hang.
-    "connect_timeout": 10,
-    "read_timeout": 60,
-    "retries": {"max_attempts": 6, "mode": "standard"},
-    # Stores other than AWS send the whole object's checksum with a byte range, which then cannot match.
-    "response_checksum_validation": "when_required",
-    "request_checksum_calculation": "when_required",
-}
-_S3_PAGE = 1000  # keys per listing request, the protocol's maximum
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,32 +45,62 @@ class Storage:
         if not uri.startswith("s3://"):
             filesystem, path = fsspec.core.url_to_fs(uri, **({} if is_local(uri) else dict(self.options)))
             return filesystem, path
-        return fsspec.filesystem("s3", **s3_options(self.options)), uri.removeprefix("s3://").rstrip("/")
+        filesystem = fsspec.filesystem("s3", **s3_options(self.options))
+        filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
+        return filesystem, uri.removeprefix("s3://").rstrip("/")
 
-    def read(self, uri: str) -> bytes:
-        """Return a file's bytes. Raises FileNotFoundError, or StorageError where access is refused."""
+    def operate(self, uri: str, operation: Callable[[Any, str], T]) -> T:
+        """Return operation(filesystem, path), with retries where the storage is remote.
+
+        Raises FileNotFoundError, or StorageError if access is refused or the storage keeps failing.
+        """
         filesystem, path = self.filesystem(uri)
         with access_errors(uri):
-            data: bytes = filesystem.cat_file(path)
+            if isinstance(filesystem, LocalFileSystem):
+                return operation(filesystem, path)
+            return with_retries(lambda: operation(filesystem, path))
+
+    def read(self, uri: str) -> bytes:
+        """Return a file's bytes. Raises as `operate` does."""
+        data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path))
         return data
 
     def read_many(self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]) -> list[bytes | Exception]:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
-        An object that cannot be read is its exception in the result; the others are not affected.
+        An object that cannot be read is its exception in the result; the others are not affected. Raises
+        StorageError if the storage refuses our keys, or gives none of several objects: that is not the objects'
+        fault, and the run can go on from here another time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[bool, list[int]] = {}
         for i, uri in enumerate(uris):
             by_backend.setdefault(is_local(uri), []).append(i)
         for members in by_backend.values():
-            filesystem, _ = self.filesystem(uris[members[0]])
-            paths = [self.filesystem(uris[i])[1] for i in members]
-            starts = [None if (r := ranges[i]) is None else r[0] for i in members]
-            ends = [None if (r := ranges[i]) is None else r[1] for i in members]
-            fetched = filesystem.cat_ranges(paths, starts, ends, on_error="return")
+            fetched = self._read_together([uris[i] for i in members], [ranges[i] for i in members])
             for i, data in zip(members, fetched, strict=True):
                 results[i] = data
+        return results
+
+    def _read_together(
+        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
+    ) -> list[bytes | Exception]:
+        filesystem, _ = self.filesystem(uris[0])
+        paths = [self.filesystem(uri)[1] for uri in uris]
+        starts = [None if r is None else r[0] for r in ranges]
+        ends = [None if r is None else r[1] for r in ranges]
+
+        def fetch(places: Sequence[int]) -> list[bytes | Exception]:
+            wanted = ([values[i] for i in places] for values in (paths, starts, ends))
+            found: list[bytes | Exception] = filesystem.cat_ranges(*wanted, on_error="return")
+            return found
+
+        results = fetch_with_retries(fetch, len(uris))
+        errors = [result for result in results if isinstance(result, Exception)]
+        unreachable = len(errors) == len(uris) > 1 and all(is_transient(error) for error in errors)
+        for uri, result in zip(uris, results, strict=True):
+            if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
+                raise refusal(uri, result) from result
         return results
 
     def write(self, uri: str, data: bytes) -> None:
@@ -83,12 +108,14 @@ class Storage:
 
         Local: temporary name, fsync, rename. Remote: one PUT, or one completed multipart upload.
         """
-        filesystem, path = self.filesystem(uri)
-        with access_errors(uri):
+
+        def put(filesystem: Any, path: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
                 _write_local(Path(path), data)
             else:
                 filesystem.pipe_file(path, data)
+
+        self.operate(uri, put)
 
     @contextmanager
     def create(self, uri: str) -> Iterator[BinaryIO]:
@@ -102,33 +129,36 @@ class Storage:
                 with _created_local(Path(path)) as handle:
                     yield handle
             except OSError as error:
-                raise StorageError(f"cannot write {uri}: {explain(error)}") from error
+                raise refusal(uri, error) from error
             return
         with tempfile.TemporaryDirectory() as folder:
             gathered = Path(folder) / "file"
             with gathered.open("wb") as handle:
                 yield handle
-            with access_errors(uri):
-                filesystem.put_file(str(gathered), path)
+            self.operate(uri, lambda filesystem, path: filesystem.put_file(str(gathered), path))
 
     def remove(self, uri: str) -> None:
         """Delete one file."""
-        filesystem, path = self.filesystem(uri)
-        with access_errors(uri):
-            filesystem.rm_file(path)
+        self.operate(uri, lambda filesystem, path: filesystem.rm_file(path))
 
     def exists(self, uri: str) -> bool:
         """Return whether a file or folder is there, asking the store and not a cache."""
-        filesystem, path = self.filesystem(uri)
-        with access_errors(uri):
+
+        def ask(filesystem: Any, path: str) -> bool:
             filesystem.invalidate_cache()
             return bool(filesystem.exists(path))
 
+        return self.operate(uri, ask)
+
+    def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
+        """Return what matches, by path inside the filesystem, as fsspec describes it (type, size)."""
+        found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
+        return found
+
     def open(self, uri: str) -> Any:
-        """Open for random reads (binary, seekable)."""
-        filesystem, path = self.filesystem(uri)
-        with access_errors(uri):
-            return filesystem.open(path, "rb")
+        """Open for random reads (binary, seekable); remote reads are retried like everything else."""
+        handle = self.operate(uri, lambda filesystem, path: filesystem.open(path, "rb"))
+        return handle if is_local(uri) else io.BufferedReader(_RetriedReads(handle, uri))
 
     def list_files(self, uri: str) -> Iterator[tuple[str, int]]:
         """Yield (path relative to `uri`, size in bytes) of all files below it; see `list_stored`."""
@@ -145,11 +175,47 @@ class Storage:
             if isinstance(filesystem, LocalFileSystem):
                 yield from _walk_local(Path(path), "")
             elif uri.startswith("s3://"):
-                yield from _list_s3(filesystem, path)
+                yield from (Stored(*found) for found in list_s3(filesystem, path))
             else:
-                found = filesystem.find(path, detail=True)
+                found = with_retries(lambda: filesystem.find(path, detail=True))
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+
+class _RetriedReads(io.RawIOBase):
+    """Retries for the reads of an fsspec file, whose cache and position survive a failed one."""
+
+    def __init__(self, handle: Any, uri: str) -> None:
+        self.handle, self.uri = handle, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return int(self.handle.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self.handle.tell())
+
+    def readinto(self, buffer: Any, /) -> int:
+        place = self.handle.tell()
+
+        def attempt() -> bytes:
+            self.handle.seek(place)
+            data: bytes = self.handle.read(len(buffer))
+            return data
+
+        with access_errors(self.uri):
+            data = with_retries(attempt)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.handle.close()
+        super().close()
 
 
 def is_local(uri: str) -> bool:
@@ -162,17 +228,6 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/") or "/", *parts])
 
 
-def s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill in time-outs, retries and the endpoint from the environment around the user's own options."""
-    merged = dict(options)
-    merged["config_kwargs"] = _S3_CLIENT | dict(merged.get("config_kwargs", {}))
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        merged.setdefault("endpoint_url", endpoint)
-    # Listings must be fresh: a resumed run asks which shards exist.
-    return merged | {"use_listings_cache": False}
-
-
 @contextmanager
 def access_errors(uri: str) -> Iterator[None]:
     """Turn a store's refusals into one clear StorageError; FileNotFoundError passes through."""
@@ -181,11 +236,20 @@ def access_errors(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise StorageError(f"cannot access {uri}: {explain(error)}") from error
+        raise refusal(uri, error) from error
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-            raise StorageError(f"cannot access {uri}: {explain(error)}") from error
+            raise refusal(uri, error) from error
         raise
+
+
+def refusal(uri: str, error: Exception) -> StorageError:
+    """What a user is told when an operation on `uri` fails with `error`."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"no space left for {uri}; free some and run the same command again")
+    if isinstance(error, PermissionError) and is_local(uri):
+        return StorageError(f"cannot access {uri}: {error.strerror}; check its owner and mode")
+    return StorageError(f"cannot access {uri}: {explain(error)}")
 
 
 def explain(error: Exception) -> str:
@@ -236,36 +300,3 @@ def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:
             with suppress(FileNotFoundError):  # a run may be at work: temporary names come and go
                 found = entry.stat()
                 yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime)
-
-
-def _list_s3(filesystem: Any, path: str) -> Iterator[Stored]:
-    bucket, _, key = path.partition("/")
-    prefix = f"{key}/" if key else ""
-    page: dict[str, Any] = {}
-    while True:
-        token = page.get("NextContinuationToken")
-        more = {"ContinuationToken": token} if token else {}
-        try:
-            page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=_S3_PAGE, **more)
-        except filesystem_errors() as error:
-            raise _translate_s3(error) from error
-        for entry in page.get("Contents", []):
-            if not entry["Key"].endswith("/"):  # zero-byte folder markers
-                name, modified = entry["Key"].removeprefix(prefix), entry["LastModified"].timestamp()
-                yield Stored(name, int(entry["Size"]), modified)
-        if not page.get("IsTruncated"):
-            return
-
-
-def filesystem_errors() -> tuple[type[Exception], ...]:
-    """The S3 client's own error type, imported only where S3 is used."""
-    from botocore.exceptions import ClientError
-
-    return (ClientError,)
-
-
-def _translate_s3(error: Exception) -> Exception:
-    from s3fs.errors import translate_boto_error
-
-    translated: Exception = translate_boto_error(error)
-    return translated
