@@ -6,6 +6,8 @@ Rows are read shard by shard, only the columns that are needed. An epoch's order
 alone: shards are permuted, cut into one even share per rank and worker, and rows pass through a small shuffle
 buffer. Every row comes exactly once per epoch over all ranks and workers; shares of ranks differ by one row at
 most, so distributed training needs `torch.distributed.algorithms.Join`, or a stop after the shortest share.
+
+Loader workers of a run on S3 need `multiprocessing_context="spawn"`: open connections do not survive a fork.
 """
 
 import logging

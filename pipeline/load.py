@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sources import Entry
 from pipeline.storage import Storage, explain
+from pipeline.telemetry import timed
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
 SCHEMA = pa.schema(
@@ -23,6 +24,7 @@ SCHEMA = pa.schema(
 )
 
 
+@timed("load")
 def load_entries(storage: Storage, shard: int, entries: Sequence[Entry], image_column: str) -> pa.Table:
     """Fetch every entry's bytes: a table of SCHEMA in the order of `entries`, `data` null where it failed."""
     fetched: dict[str, bytes | Exception] = {}

@@ -20,6 +20,7 @@ from pipeline.masks import pack_mask
 from pipeline.poison import Attempts
 from pipeline.run import Run
 from pipeline.schema import COLUMNS
+from pipeline.telemetry import timed, watch_device
 
 if TYPE_CHECKING:
     from cliper_model.labels import Segmentation
@@ -114,6 +115,7 @@ class SegmentShard:
         attempts = Attempts.begin(self.run.storage, self.run.uri, shard)
         rows = [row | {"attempts": 1 + attempts.deaths[row["image_id"]]} for row in table.to_pylist()]
         done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows)
+        watch_device()
         return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
 
     def _label(self, rows: list[Row]) -> list[Row]:
@@ -140,6 +142,7 @@ class SegmentShard:
             done += self._label([row])
         return done
 
+    @timed("decode")
     def _decode(self, row: Row) -> Item:
         data = row.pop("data")
         if data is None:
@@ -149,6 +152,7 @@ class SegmentShard:
         except ImageError as error:
             return Item(row, error=error)
 
+    @timed("segment")
     def _segment(self, window: list[Item]) -> list["Future[Row]"]:
         """Segment what could be decoded and hand everything on to the encoding threads."""
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
@@ -169,6 +173,7 @@ class SegmentShard:
                 for result in self._segment_safely([image], [image_id])
             ]
 
+    @timed("encode")
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
         """Encode a mask, or write down why there is none."""
         if item.image is None or result is None:

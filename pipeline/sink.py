@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.poison import forget_attempts
 from pipeline.storage import Storage, join
+from pipeline.telemetry import committed, timed
 
 # A shard is one row group unless it is very large: readers that scan one column touch little else.
 ROW_GROUP = 1024
@@ -38,6 +39,7 @@ def shard_number(name: str) -> int | None:
     return number if number is not None and shard_file(number) == f"labels/{name}" else None
 
 
+@timed("write")
 def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:
     """Write one labeled shard and return its one-row summary: shard, images, failures, bytes, finished (epoch s).
 
@@ -52,6 +54,7 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
     storage.write(join(run_uri, shard_file(shards[0])), data)
     forget_attempts(storage, run_uri, shards[0])
     failed = [kind for kind in labels.column("error_type").to_pylist() if kind is not None]
+    committed(labels.column("status").to_pylist(), failed, len(data))
     return pa.table(
         {
             "shard": [shards[0]],
