@@ -83,10 +83,13 @@ class DiffusionAttention:
         """
         parts = load_parts(config, dtype) if parts is None else parts
         self.config, self.device, self.dtype = config, device, dtype
-        self.unet, self.vae = (n.to(device).eval().requires_grad_(False) for n in (parts.unet, parts.vae))
+        # In half precision, convolutions are several times faster with channels laid out last. In float32 they
+        # gain 4% and round otherwise than the official code does, which FGC's sharp thresholds can show.
+        self.memory_format = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+        networks = (n.to(device, memory_format=self.memory_format) for n in (parts.unet, parts.vae))
+        self.unet, self.vae = (n.eval().requires_grad_(False) for n in networks)
         self.scheduler, self.prompt = parts.scheduler, parts.prompt.to(device, dtype)  # [1, context, C]
         self.timestep = self.scheduler.timesteps[config.step_index].to(device)
-        self.memory_format = torch.contiguous_format
         self.recorded: dict[int, _Recorded] = {}  # by batch size; CUDA only
         self.modules = attention_modules(self.unet)
         self.wanted = tuple(_module_index(layer, self.modules) for layer in config.layers)
@@ -196,8 +199,10 @@ def load_parts(config: FGCConfig, dtype: torch.dtype) -> DiffusionParts:
     """Load `config.model` onto the CPU. Raises WeightsError or ConfigError."""
     folder = resolve_diffusion(config)
     try:
-        unet = diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype)
-        vae = diffusers.AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype)
+        unet, vae = (
+            network.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype, low_cpu_mem_usage=False)
+            for network, subfolder in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"cannot load Stable Diffusion from {folder}: {str(error).splitlines()[0]}") from error
     vae.decoder = vae.post_quant_conv = None
