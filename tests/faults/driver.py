@@ -1,0 +1,64 @@
+"""The `cliper` command with segmenters that are fast or that kill: `python -m tests.faults.driver label ...`.
+
+Everything else of the command is the real one. Name a segmenter in the config (`segmenter: brightness`).
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cliper_model.labels import Segmentation
+from pipeline.segment import SEGMENTERS
+from tests.fakes import Brightness, kind
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def exhaust_memory() -> None:
+    np.zeros(2**47, np.uint8)  # 128 TiB: refused at once, as by a limit on the process
+
+
+def raise_error() -> None:
+    raise RuntimeError("cannot segment this image")
+
+
+DEADLY: dict[str, Callable[[], object]] = {  # by the first word of the file's name
+    "segfault": segfault,
+    "exit": lambda: os._exit(1),
+    "abort": os.abort,
+    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # what the kernel's out-of-memory killer sends
+    "sigbus": lambda: os.kill(os.getpid(), signal.SIGBUS),  # a truncated memory map
+}
+HARMFUL = DEADLY | {"memory": exhaust_memory, "raise": raise_error}
+
+
+class Harmful(Brightness):
+    """Does what the name of a file under `poison/` says."""
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
+        for image_id in image_ids:
+            folder, _, name = image_id.rpartition("/")
+            if folder == "poison":
+                HARMFUL.get(name.split("-")[0], lambda: None)()
+        return super().segment(images, image_ids)
+
+
+class Steady(Brightness):
+    """5 ms an image: a run lasts long enough for something to happen to it."""
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
+        time.sleep(0.005 * len(images))
+        return super().segment(images, image_ids)
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    SEGMENTERS |= {"brightness": kind(Brightness), "steady": kind(Steady), "harmful": kind(Harmful)}
+    main()

@@ -1,0 +1,114 @@
+"""`make faults`: every fault at every storage; prints a table and writes build/faults.json."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+from tests.faults.place import Place, local_place, s3_place
+from tests.faults.scenarios import ONLY_AT, SCENARIOS, Setting
+
+TARGET = ROOT / "build" / "faults.json"
+FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
+    "driver killed": (2000, 25),
+    "driver killed, embedded model": (600, 8),
+    "actor or writer killed": (2000, 30),
+    "node lost and added": (2000, 4),
+    "poison images": (2000, 11),
+}
+QUICK = {
+    "driver killed": (200, 3),
+    "driver killed, embedded model": (100, 2),
+    "actor or writer killed": (200, 4),
+    "node lost and added": (300, 1),
+    "poison images": (200, 3),
+}
+
+
+def main() -> None:
+    """Run the scenarios that are asked for; exit code 1 if any lost, doubled or changed a row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few images and few faults: minutes, not an hour")
+    parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeat for more")
+    parser.add_argument("--storage", action="append", choices=["local", "s3"], help="default: both")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of every random choice")
+    given = parser.parse_args()
+    results = [
+        run(fault, storage, given.quick, given.seed)
+        for fault in given.only or SCENARIOS
+        for storage in given.storage or ("local", "s3")
+        if ONLY_AT.get(fault, storage) == storage
+    ]
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(json.dumps({"seed": given.seed, "results": results}, indent=1))
+    print(table(results))
+    sys.exit(0 if all(result["clean"] for result in results) else 1)
+
+
+def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
+    """One scenario in a folder of its own, which stays if something went wrong."""
+    images, times = QUICK.get(fault, (200, 1)) if quick else FULL.get(fault, (2000, 1))
+    started = time.monotonic()
+    result: dict[str, Any] = {"fault": fault, "storage": storage, "images": images}
+    print(f"{fault} ({storage}) ...", file=sys.stderr, flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="faults-"))
+    with ExitStack() as stack:
+        place = _place(storage, folder, stack)
+        try:
+            outcome = SCENARIOS[fault](Setting(place, images, times, seed))
+        except AssertionError as error:
+            print(error, f"kept: {folder}", file=sys.stderr)
+            return result | {"clean": False, "error": str(error)[-2000:]}
+    found = outcome.count
+    seconds = round(time.monotonic() - started, 1)
+    print(f"  {seconds} s, {outcome.detail}", file=sys.stderr, flush=True)
+    return result | {
+        "images": found.images,
+        "lost": len(found.lost),
+        "doubled": len(found.doubled),
+        "wrong": len(found.wrong),
+        "clean": found.clean,
+        "seconds": seconds,
+        "examples": [*found.lost[:3], *found.doubled[:3], *found.wrong[:3]],
+        **outcome.detail,
+    }
+
+
+def _place(storage: str, folder: Path, stack: ExitStack) -> Place:
+    return local_place(folder / "disk") if storage == "local" else stack.enter_context(s3_place(folder / "s3"))
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    known = ("fault", "storage", "images", "lost", "doubled", "wrong", "clean", "seconds", "examples", "error")
+    lines = [
+        "| fault | storage | images | lost | doubled | wrong | struck | seconds |",
+        "|---|---|---:|---:|---:|---:|---|---:|",
+    ]
+    for result in results:
+        struck = ", ".join(
+            f"{key.replace('_', ' ')} {value}"
+            for key, value in result.items()
+            if key not in known and not isinstance(value, list)
+        )
+        numbers = [str(result.get(key, "?")) for key in ("images", "lost", "doubled", "wrong")]
+        cells = [
+            result["fault"],
+            result["storage"],
+            *numbers,
+            struck or result.get("error", "")[:60],
+            str(result.get("seconds", "")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    main()

@@ -1,0 +1,240 @@
+"""One function per fault: disturb a run, let it finish, count its rows.
+
+Each takes a Setting and returns what is worth knowing besides the count. Where a scenario draws at random, the
+seed decides.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import yaml
+
+from tests.fakes import BROKEN, CLASSES, jpeg
+from tests.faults.place import Count, Expected, Place, brightness_of, count, written
+from tests.faults.processes import Driver, workers
+from tests.faults.proxy import FlakyProxy
+
+SEGMENTING, WRITING = r"ray::MapWorker.*SegmentShard", r"ray::MapBatches\(write\)"
+IMAGES_PER_SHARD = 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where, how much, and on which Ray: `ray` is an address and `root` a process above its workers, or both
+    are None and every driver starts a Ray of its own."""
+
+    place: Place
+    images: int
+    times: int  # how often the fault strikes
+    seed: int
+    ray: str | None = None
+    root: int | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a disturbed run."""
+
+    count: Count
+    detail: dict[str, Any]
+
+
+def options(setting: Setting, segmenter: str = "steady", **config: Any) -> list[str]:
+    """Command-line options of a run over the setting's corpus, with one actor unless `config` says otherwise."""
+    content = {
+        "segmenter": segmenter,
+        "shard": {"images": IMAGES_PER_SHARD},
+        "resources": {"actors": 1, "cpus_per_actor": 1},
+    }
+    folder = setting.place.folder.parent
+    text = yaml.safe_dump(content | config)
+    path = folder / f"{setting.place.name}-{abs(hash(text))}.yaml"
+    path.write_text(text)
+    classes = folder / "classes.txt"
+    classes.write_text("\n".join(CLASSES.names) + "\n")
+    corpus = f"{setting.place.root}/corpus-{setting.images}"
+    return ["--input", corpus, "--config", str(path), "--classes", str(classes)]
+
+
+def finished(setting: Setting, run: str, command: list[str], expected: Expected, **detail: Any) -> Outcome:
+    """Give the run a last, undisturbed driver and count."""
+    Driver(setting.place, run, command, setting.ray).finish()
+    return Outcome(count(setting.place.open(run), expected), detail)
+
+
+def driver_killed(setting: Setting) -> Outcome:
+    """SIGKILL the driver again and again: while it starts, works or commits; resume each time."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    command, at = options(setting), []
+    generator = random.Random(setting.seed)
+    for kill in range(setting.times):
+        driver = Driver(setting.place, "driver-killed", command, setting.ray)
+        more = generator.choice([0, 1, 1, 2])
+        driver.wait_for_shards((at[-1] if at else 0) + more)
+        time.sleep(generator.uniform(0, 8) if more == 0 else generator.uniform(0, 0.3))
+        driver.kill(everything=kill % 2 == 0)
+        at.append(driver.shards())
+    return finished(setting, "driver-killed", command, expected, kills=setting.times, shards_at_kills=at)
+
+
+def real_model_killed(setting: Setting) -> Outcome:
+    """The same with the embedded model, against a run of it that nobody disturbed."""
+    setting.place.corpus(setting.images)
+    model = {"backbone": {"model": "embedded:tiny"}, "fusion": {"short_side": 64}, "fgc": None}
+    command = options(setting, "cliper", model=model)
+    Driver(setting.place, "real-undisturbed", command, setting.ray).finish()
+    expected = dict(written(setting.place.open("real-undisturbed")))
+    generator = random.Random(setting.seed)
+    for _ in range(setting.times):
+        driver = Driver(setting.place, "real-killed", command, setting.ray)
+        driver.wait_for_shards(driver.shards() + 1)
+        time.sleep(generator.uniform(0, 0.5))
+        driver.kill()
+    return finished(setting, "real-killed", command, expected, kills=setting.times)
+
+
+def workers_killed(setting: Setting) -> Outcome:
+    """SIGKILL the segmenting actor, and every third time the task that is writing a shard, under one driver."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    driver = Driver(setting.place, "workers-killed", options(setting), setting.ray)
+    killed = {SEGMENTING: 0, WRITING: 0}
+    generator = random.Random(setting.seed)
+    for kill in range(setting.times):
+        title = WRITING if kill % 3 == 2 else SEGMENTING
+        driver.wait_for_shards(driver.shards() + 1)
+        time.sleep(generator.uniform(0, 0.2))
+        found = driver.wait_for(partial(workers, setting.root or driver.process.pid, title))
+        killed[title] += _kill(found or [])
+    driver.finish()
+    detail = {"actors_killed": killed[SEGMENTING], "writers_killed": killed[WRITING]}
+    return Outcome(count(setting.place.open("workers-killed"), expected), detail)
+
+
+def _kill(pids: list[int]) -> int:
+    for pid in pids[:1]:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return 0
+    return len(pids[:1])
+
+
+def node_lost(setting: Setting) -> Outcome:
+    """Lose a node of a cluster of three, and add one, again and again under one driver."""
+    from ray.cluster_utils import Cluster
+
+    expected = brightness_of(setting.place.corpus(setting.images))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    try:
+        two = {"actors": 2, "cpus_per_actor": 1}
+        driver = Driver(setting.place, "node-lost", options(setting, resources=two), cluster.address)
+        for _ in range(setting.times):
+            driver.wait_for_shards(driver.shards() + 2)
+            cluster.remove_node(nodes.pop(0), allow_graceful=False)
+            driver.wait_for_shards(driver.shards() + 1)
+            nodes.append(cluster.add_node(num_cpus=2))
+        driver.finish()
+    finally:
+        cluster.shutdown()
+    return Outcome(count(setting.place.open("node-lost"), expected), {"nodes_lost": setting.times})
+
+
+def flaky_storage(setting: Setting) -> Outcome:
+    """A proxy that breaks 10% of all requests to the S3 server, one way of five."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    patience = ["--storage-option", "config_kwargs={read_timeout: 3}"]
+    endpoint = setting.place.environment["AWS_ENDPOINT_URL"]
+    with FlakyProxy(endpoint, rate=0.1, seed=setting.seed) as proxy:
+        command = options(setting, "brightness") + patience
+        Driver(setting.place, "flaky", command, setting.ray, AWS_ENDPOINT_URL=proxy.endpoint).finish()
+        detail = {"requests": proxy.requests, "broken": sum(proxy.injected.values()), **proxy.injected}
+    return Outcome(count(setting.place.open("flaky"), expected), detail)
+
+
+POISON: dict[str, tuple[str, str]] = {  # what becomes of each kind: (status, error_type)
+    "segfault": ("poison", "poison"),
+    "exit": ("poison", "poison"),
+    "abort": ("poison", "poison"),
+    "sigkill": ("poison", "poison"),
+    "sigbus": ("poison", "poison"),
+    "memory": ("failed", "MemoryError"),
+    "raise": ("failed", "RuntimeError"),
+    "oversized": ("failed", "oversized"),
+    "corrupt": ("failed", "corrupt"),
+    "not_an_image": ("failed", "not_an_image"),
+    "empty": ("failed", "empty"),
+}
+
+
+def poison_images(setting: Setting) -> Outcome:
+    """Images that kill, raise, exhaust memory or cannot be decoded, among good ones; `times` kinds of them."""
+    kinds = list(POISON)[-setting.times :] if setting.times >= len(POISON) else list(POISON)[: setting.times]
+    bad = {f"poison/{kind}-1.jpg": BROKEN.get(kind, jpeg(1)) for kind in kinds}
+    contents = setting.place.corpus(setting.images, bad)
+    expected = dict(brightness_of({name: data for name, data in contents.items() if name not in bad}))
+    expected |= {name: POISON[name.partition("/")[2].rpartition("-")[0]] for name in bad}
+    Driver(setting.place, "poison", options(setting, "harmful"), setting.ray).finish()
+    return Outcome(count(setting.place.open("poison"), expected), {"bad_images": len(bad)})
+
+
+def two_drivers(setting: Setting) -> Outcome:
+    """Start two at once: one works, the other is refused and says why."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    drivers = [Driver(setting.place, "two-drivers", options(setting), setting.ray) for _ in range(2)]
+    codes = sorted(driver.process.wait(600) for driver in drivers)
+    assert codes == [0, 2], drivers[0].text()
+    return Outcome(count(setting.place.open("two-drivers"), expected), {"exit_codes": codes})
+
+
+def changed_settings(setting: Setting) -> Outcome:
+    """Kill a run, try to resume it with other settings (refused), then with its own."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    command = options(setting)
+    driver = Driver(setting.place, "changed", command, setting.ray)
+    driver.wait_for_shards(1)
+    driver.kill()
+    other = options(setting, max_pixels=1000)
+    assert "max_pixels was 100000000, is now 1000" in Driver(setting.place, "changed", other, setting.ray).finish(
+        2
+    )
+    return finished(setting, "changed", command, expected)
+
+
+def disk_full(setting: Setting) -> Outcome:
+    """The run folder's disk has no room for all labels; later it has. Needs root, for a mount."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    folder = setting.place.folder / "disk-full"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], check=True)
+    try:
+        command = options(setting, "brightness")
+        text = Driver(setting.place, "disk-full/run", command, setting.ray).finish(2)
+        assert "Traceback" not in text, text
+        full = len(list((folder / "run" / "labels").glob("shard-*.parquet")))
+        subprocess.run(["mount", "-o", "remount,size=64m", folder], check=True)
+        outcome = finished(setting, "disk-full/run", command, expected, shards_when_full=full)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    return outcome
+
+
+SCENARIOS: dict[str, Callable[[Setting], Outcome]] = {
+    "driver killed": driver_killed,
+    "driver killed, embedded model": real_model_killed,
+    "actor or writer killed": workers_killed,
+    "node lost and added": node_lost,
+    "poison images": poison_images,
+    "two drivers at once": two_drivers,
+    "resumed with other settings": changed_settings,
+    "10% of requests broken": flaky_storage,
+    "disk full": disk_full,
+}
+ONLY_AT = {"10% of requests broken": "s3", "disk full": "local"}  # the others happen at both
