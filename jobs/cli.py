@@ -9,8 +9,10 @@ import typer
 from cliper_model.errors import CliperError
 from jobs.evaluate import evaluate
 from jobs.label import label
+from jobs.plan import plan
 from jobs.prepare import prepare
 from jobs.report import report
+from jobs.verify import verify
 
 app = typer.Typer(
     name="cliper",
@@ -27,8 +29,10 @@ def _root() -> None:
 
 
 app.command()(label)
+app.command()(plan)
 app.command()(prepare)
 app.command()(evaluate)
+app.command()(verify)
 app.command()(report)
 
 

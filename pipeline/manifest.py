@@ -92,7 +92,7 @@ def write_manifest(
     ids = array("Q")
     pending: list[list[Entry]] = []
     for shard in cut_shards(entries, limits):
-        ids.extend(_hash(entry.image_id) for entry in shard)
+        ids.extend(id_hash(entry.image_id) for entry in shard)
         on_progress(len(ids))
         pending.append(shard)
         if len(pending) == SHARDS_PER_PART:
@@ -103,7 +103,7 @@ def write_manifest(
     if not parts:
         raise InputError("no images found; check the input, or its format in the config (input.format)")
     manifest = Manifest(parts)
-    _refuse_collisions(ids, manifest, storage, run_uri)
+    refuse_collisions(ids, manifest, storage, run_uri)
     index = json.dumps(asdict(manifest))
     storage.write(join(run_uri, "manifest", "index.json"), index.encode())
     return manifest
@@ -145,12 +145,16 @@ def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, 
     return part
 
 
-def _hash(image_id: str) -> int:
+def id_hash(image_id: str) -> int:
+    """64 bits that stand for an id; see `refuse_collisions`."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
 
 
-def _refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, run_uri: str) -> None:
-    """Compare 64-bit hashes first, and the ids themselves only where two hashes agree."""
+def refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, run_uri: str) -> None:
+    """Raise InputError if two images of the manifest have one id; `ids` are the `id_hash` of them all.
+
+    Compares the hashes first, and the ids themselves only where two hashes agree.
+    """
     hashes, counts = np.unique(np.frombuffer(ids, dtype=np.uint64), return_counts=True)
     suspects = set(hashes[counts > 1].tolist())
     if not suspects:
@@ -158,7 +162,7 @@ def _refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, 
     seen: dict[str, str] = {}
     for shard in range(manifest.shards):
         for entry in manifest.read_shard(storage, run_uri, shard):
-            if _hash(entry.image_id) not in suspects:
+            if id_hash(entry.image_id) not in suspects:
                 continue
             if entry.image_id in seen:
                 raise InputError(

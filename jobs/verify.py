@@ -1,0 +1,68 @@
+"""`cliper verify`: read a run back and prove that it is whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+from pipeline.orphans import clean_run
+from pipeline.run import read_run
+from pipeline.storage import Storage
+from pipeline.verify import KINDS, Report, verify_run
+
+PRINTED = 20  # problems shown; --json has more
+
+Opt = typer.Option
+
+
+def verify(
+    run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
+    clean: Annotated[
+        bool, Opt("--clean", help="First remove what interrupted writes left: temporary files, uploads, attempts")
+    ] = False,
+    json_file: Annotated[
+        Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
+    ] = None,
+    processes: Annotated[int | None, Opt(min=1, help="Reading processes; default: one per CPU")] = None,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Check that every image of RUN is in exactly one row, and that every row is as it was written.
+
+    Exit code 0: the run is whole. 1: it is not, or not finished; what is wrong is listed. Only --clean changes
+    anything, and then only files whose names are cliper's own.
+    """
+    opened = read_run(run, Storage(parse_options(storage_option or [])))
+    if clean:
+        for orphan in clean_run(opened):
+            print(f"removed {orphan.file}: {orphan.reason}")
+    report = verify_run(opened, processes)
+    print_report(report)
+    if json_file is not None:
+        json_file.write_text(report.to_json(), encoding="utf-8")
+    if not report.whole:
+        raise typer.Exit(1)
+
+
+def print_report(report: Report) -> None:
+    """What was found, on stdout: the sums, and the first problems in words."""
+    print(f"images    {report.images} in {report.shards} shards")
+    print(f"rows      {report.rows}, of which {report.failed} failed and say why")
+    for kind, meaning in KINDS.items():
+        if report.counts[kind]:
+            print(f"{kind:<16}{report.counts[kind]:>8}  {meaning}")
+    for problem in report.problems[:PRINTED]:
+        print(f"  {problem.kind}: {problem.file}: {problem.detail}")
+    if len(report.problems) > PRINTED:
+        print("  ... more with --json FILE")
+    for note in report.notes:
+        print(f"note      {note}")
+    print("whole     " + ("yes" if report.whole else "no"))
+
+
+if __name__ == "__main__":
+    from jobs.cli import run as run_command
+
+    run_command(lambda: typer.run(verify))
