@@ -1,12 +1,14 @@
 """Templates, and the text vectors made of them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cliper_model.classes import ClassList
 from cliper_model.config import PromptConfig
 
 SCENE15 = (
@@ -76,3 +78,37 @@ def text_bank(foreground: Tensor, background: Tensor, mean_class: bool) -> Tenso
     if mean_class:
         bank.append(foreground.mean(dim=0, keepdim=True))
     return F.normalize(torch.cat(bank), dim=-1)
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """A class list in CLIP's space: `vectors` [T, C] unit vectors, the first of them those of `classes` classes.
+
+    Class c owns the next `words[c]` vectors; without `words`, one each (the official case).
+    """
+
+    vectors: Tensor
+    classes: int
+    words: tuple[int, ...] = ()
+
+
+def embed_classes(
+    model: torch.nn.Module,
+    tokenizer: Tokenizer,
+    classes: ClassList,
+    prompts: PromptConfig,
+    background_is_class: bool = False,
+) -> TextVectors:
+    """Embed a class list with the templates and background words of `prompts`.
+
+    `background_is_class`: the background words are the words of one more class, the last (protocol ``mmseg``).
+    """
+    foreground = [word for group in classes.words for word in group]
+    background = prompts.background_words
+    vectors = embed_prompts(model, tokenizer, [*foreground, *background], templates_of(prompts))
+    bank = text_bank(vectors[: len(foreground)], vectors[len(foreground) :], prompts.mean_class)
+    words = [len(group) for group in classes.words]
+    if background_is_class and background:
+        words.append(len(background))
+    one_each = words == [1] * len(classes)
+    return TextVectors(bank, len(words), () if one_each else tuple(words))

@@ -21,7 +21,7 @@ from cliper_model.diffusion import DiffusionAttention
 from cliper_model.errors import ConfigError
 from cliper_model.fusion import combine_layers, layer_scores
 from cliper_model.labels import Segmentation, presence_scores, segment_scores
-from cliper_model.prompts import embed_prompts, templates_of, text_bank
+from cliper_model.prompts import embed_classes
 from cliper_model.refine import refine
 
 
@@ -66,16 +66,9 @@ class CLIPer:
         where = pick_device(device)
         dtype = pick_dtype(config.dtype, where)
         model, tokenizer = load_backbone(config.backbone, where, dtype)
-        foreground = [word for group in classes.words for word in group]
-        background, templates = config.prompts.background_words, templates_of(config.prompts)
-        vectors = embed_prompts(model, tokenizer, [*foreground, *background], templates)
-        text = text_bank(vectors[: len(foreground)], vectors[len(foreground) :], config.prompts.mean_class)
+        text = embed_classes(model, tokenizer, classes, config.prompts, config.labels.protocol == "mmseg")
         diffusion = None if config.fgc is None else DiffusionAttention(config.fgc, where, dtype)
-        words = [len(group) for group in classes.words]
-        if config.labels.protocol == "mmseg" and background:
-            words.append(len(background))
-        one_each = words == [1] * len(classes)  # the official case: class c is vector c
-        return cls(config, model.visual, text, len(words), diffusion, () if one_each else words)
+        return cls(config, model.visual, text.vectors, text.classes, diffusion, text.words)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         """Label uint8 RGB images [H, W, 3] of any sizes; results in the same order.

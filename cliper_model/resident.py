@@ -1,0 +1,49 @@
+"""The networks loaded once, for class lists and settings that change from call to call."""
+
+from functools import lru_cache
+
+import torch
+
+from cliper_model.backbone import load_backbone
+from cliper_model.classes import ClassList
+from cliper_model.config import CLIPerConfig, PromptConfig
+from cliper_model.diffusion import DiffusionAttention
+from cliper_model.errors import ConfigError
+from cliper_model.prompts import TextVectors, embed_classes
+from cliper_model.segmenter import CLIPer, pick_device, pick_dtype
+
+_LISTS_KEPT = 8  # class lists whose vectors are remembered
+
+
+class Resident:
+    """CLIP with its text tower and the diffusion model, in memory.
+
+    `segmenter` gives what `CLIPer.load` would give, and loads nothing: other classes are embedded, other
+    thresholds cost nothing.
+    """
+
+    def __init__(self, config: CLIPerConfig, device: str | torch.device = "auto") -> None:
+        """Load the weights that `config` names. Raises WeightsError or ConfigError."""
+        where = pick_device(device)
+        dtype = pick_dtype(config.dtype, where)
+        self.config = config
+        self.model, self.tokenizer = load_backbone(config.backbone, where, dtype)
+        self.diffusion = None if config.fgc is None else DiffusionAttention(config.fgc, where, dtype)
+        self._text = lru_cache(maxsize=_LISTS_KEPT)(self._embed)
+
+    def segmenter(self, config: CLIPerConfig, classes: ClassList) -> CLIPer:
+        """A CLIPer for these classes and settings; FGC may be switched off in them.
+
+        Raises ConfigError if they need other networks than the loaded ones.
+        """
+        loaded = self.config
+        if (config.backbone, config.dtype) != (loaded.backbone, loaded.dtype):
+            raise ConfigError("another backbone or dtype than the loaded one needs a new Resident")
+        if config.fgc is not None and config.fgc != loaded.fgc:
+            raise ConfigError("FGC with settings other than the loaded ones needs a new Resident")
+        text = self._text(classes, config.prompts, config.labels.protocol == "mmseg")
+        diffusion = None if config.fgc is None else self.diffusion
+        return CLIPer(config, self.model.visual, text.vectors, text.classes, diffusion, text.words)
+
+    def _embed(self, classes: ClassList, prompts: PromptConfig, background_is_class: bool) -> TextVectors:
+        return embed_classes(self.model, self.tokenizer, classes, prompts, background_is_class)
