@@ -8,6 +8,7 @@ import typer
 
 from cliper_model.errors import CliperError
 from jobs.evaluate import evaluate
+from jobs.export import export
 from jobs.label import label
 from jobs.plan import plan
 from jobs.prepare import prepare
@@ -33,6 +34,7 @@ app.command()(plan)
 app.command()(prepare)
 app.command()(evaluate)
 app.command()(verify)
+app.command()(export)
 app.command()(report)
 
 

@@ -11,8 +11,10 @@ import numpy as np
 from cliper_model.classes import ignore_value
 from pipeline.decode import upright
 from pipeline.export.folder import Folder
-from pipeline.masks import encode_png, unpack_mask
+from pipeline.masks import encode_png, palette, unpack_mask
 from pipeline.rows import RowFilter
+
+_COLOURS = np.array(palette()).reshape(256, 3)
 
 Record = Mapping[str, Any]  # what is kept of an image for `finish`; plain JSON
 
@@ -87,6 +89,17 @@ class Item:
         """(height, width) of `labels`."""
         height, width = self.row["height"], self.row["width"]
         return (height, width) if self.orientation < 5 else (width, height)
+
+
+def colour(label: int) -> tuple[int, int, int]:
+    """VOC's colour (r, g, b) of a label; from 256 on they repeat, without that of the background."""
+    red, green, blue = _COLOURS[(label - 1) % 255 + 1 if label else 0].tolist()
+    return red, green, blue
+
+
+def hex_colour(label: int) -> str:
+    """The same as #rrggbb."""
+    return "#" + "".join(f"{part:02x}" for part in colour(label))
 
 
 class Records:

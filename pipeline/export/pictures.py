@@ -36,6 +36,12 @@ def in_mask_grid(data: bytes, formats: Sequence[str], max_pixels: int) -> tuple[
     return _encode(to_file_grid(found.pixels, found.orientation), formats[0]), ENDINGS[formats[0]]
 
 
+def size_of(data: bytes) -> tuple[int, int]:
+    """(width, height) of an image file's grid, from the header."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.size
+
+
 def _look(data: bytes) -> tuple[str, int]:
     """Format and EXIF orientation, from the header."""
     try:

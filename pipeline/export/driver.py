@@ -1,0 +1,227 @@
+"""Export a run: every shard on its own, then what spans them. Interrupted, the same call continues.
+
+cliper-export.json        what is exported from where; written first, says when it is finished
+cliper-images.jsonl       image_id, file name and uri of every image; what was left out, and why
+.cliper/00000000.jsonl    the records of one finished shard; removed at the end
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from typing import Any
+
+from pipeline.corrections import Corrections, Version, read_corrections
+from pipeline.errors import ExportError, RunError
+from pipeline.export.base import Exporter, Plan, Record, Records
+from pipeline.export.folder import Folder, compact_json
+from pipeline.export.formats import EXPORTERS
+from pipeline.export.names import clashing_names
+from pipeline.export.source import LeftOut, read_items
+from pipeline.rows import read_tables
+from pipeline.run import Run, differences
+from pipeline.storage import Storage, join
+
+MARKER = "cliper-export.json"
+LISTING = "cliper-images.jsonl"
+_PARTS = ".cliper"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an export wrote."""
+
+    uri: str
+    images: int
+    left_out: dict[str, int]  # reason to count
+    shards: int
+    seconds: float  # of this call
+
+
+def export(
+    run: Run,
+    plan: Plan,
+    uri: str,
+    workers: int = 1,
+    corrected: Version = "latest",
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+) -> Summary:
+    """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` hears of (finished, all) shards.
+
+    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot hold what the plan
+    asks for, or if the output holds anything but this export.
+    """
+    started = time.monotonic()
+    exporter = pick(plan.format)
+    plan.keep.check(plan.class_names)
+    exporter.check(plan)
+    shards = sorted(run.done_shards())
+    if not shards:
+        raise RunError(f"{run.uri} has no finished shard; label it first (cliper label)")
+    corrections = read_corrections(run, corrected)
+    marker = open_output(run, plan, uri, shards, corrections)
+    if "images" in marker:
+        _remove_parts(run.storage, uri)
+        return Summary(uri, marker["images"], marker["left_out"], len(shards), time.monotonic() - started)
+    plan = replace(plan, clashing=clashing_names(_ids(run)))
+    todo = sorted(set(shards) - _finished(run.storage, uri))
+    _export_shards(_Work(run, plan, uri, corrections), todo, workers, len(shards) - len(todo), on_shard)
+    images, left_out = _finish(run.storage, exporter, plan, uri, shards)
+    done = marker | {"images": images, "left_out": left_out}
+    run.storage.write(join(uri, MARKER), json.dumps(done, indent=2, ensure_ascii=False).encode())
+    _remove_parts(run.storage, uri)
+    return Summary(uri, images, left_out, len(shards), time.monotonic() - started)
+
+
+def pick(name: str) -> Exporter:
+    """The exporter of a format. Raises ExportError for an unknown one."""
+    if name not in EXPORTERS:
+        raise ExportError(f"unknown format '{name}'; known: {', '.join(sorted(EXPORTERS))}")
+    return EXPORTERS[name]
+
+
+def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], corrections: Corrections) -> dict[str, Any]:
+    """Claim or continue the output; its marker. Raises ExportError if it is something else's."""
+    wanted = {
+        "format": plan.format,
+        "run": run.uri,
+        "run_fingerprint": plan.fingerprint,
+        "filter": json.loads(compact_json(asdict(plan.keep))),
+        "images_copied": plan.images,
+        "val_share": plan.val_share,
+        "shards": len(shards),
+        "content": _content(shards, corrections),
+    }
+    try:
+        stored = json.loads(run.storage.read(join(uri, MARKER)))
+    except FileNotFoundError:
+        _refuse_foreign_folder(run.storage, uri)
+        run.storage.write(join(uri, MARKER), json.dumps(wanted, indent=2, ensure_ascii=False).encode())
+        return wanted
+    except json.JSONDecodeError as error:
+        raise ExportError(f"{join(uri, MARKER)} is damaged; choose another --output") from error
+    different = differences({key: stored.get(key) for key in wanted}, wanted)
+    if different:
+        raise ExportError(
+            f"{uri} holds another export: {'; '.join(different)}. Remove it, or choose another --output"
+        )
+    found: dict[str, Any] = stored
+    return found
+
+
+def _content(shards: Sequence[int], corrections: Corrections) -> str:
+    """Changes when the run gets more shards or corrections."""
+    digest = hashlib.sha256(json.dumps(list(shards)).encode())
+    for image_id, at in zip(*(corrections.rows[c].to_pylist() for c in ("image_id", "corrected_at")), strict=True):
+        digest.update(f"{image_id}\0{at}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _refuse_foreign_folder(storage: Storage, uri: str) -> None:
+    try:
+        first = next(iter(storage.list_files(uri)), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if first is not None:
+        raise ExportError(f"{uri} is not empty and not an export (it holds {first[0]}); choose another --output")
+
+
+def _ids(run: Run) -> Iterator[list[str]]:
+    for table in read_tables(run, ["image_id"]):
+        yield table["image_id"].to_pylist()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker process needs."""
+
+    run: Run
+    plan: Plan
+    uri: str
+    corrections: Corrections
+
+    def __call__(self, shard: int) -> None:
+        """Export one shard; its part is written last, which is the commit."""
+        exporter = EXPORTERS[self.plan.format]
+        left_out: list[LeftOut] = []
+
+        def items() -> Iterator[Any]:
+            for item in read_items(self.run, shard, self.plan, exporter, self.corrections):
+                if isinstance(item, LeftOut):
+                    left_out.append(item)
+                else:
+                    yield item
+
+        with Folder(self.run.storage, self.uri) as folder:
+            lines = [compact_json(record) for record in exporter.shard(items(), folder, self.plan, shard)]
+        lines += [compact_json({"image_id": item.image_id, "left_out": item.reason}) for item in left_out]
+        self.run.storage.write(_part(self.uri, shard), b"\n".join(lines))
+
+
+def _export_shards(
+    work: _Work, shards: Sequence[int], workers: int, before: int, on_shard: Callable[[int, int], None]
+) -> None:
+    total = before + len(shards)
+    if workers == 1 or len(shards) < 2:
+        for done, shard in enumerate(shards, before + 1):
+            work(shard)
+            on_shard(done, total)
+        return
+    # Not forked: the S3 client's threads do not survive that.
+    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+        pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
+        try:
+            for done, future in enumerate(as_completed(pending), before + 1):
+                future.result()
+                on_shard(done, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _finish(
+    storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]
+) -> tuple[int, dict[str, int]]:
+    """Write what spans shards: images exported, and reasons of those left out."""
+
+    def lines() -> Iterator[Record]:
+        for shard in shards:
+            yield from map(json.loads, storage.read(_part(uri, shard)).splitlines())
+
+    reasons: Counter[str] = Counter()
+    images = 0
+    with Folder(storage, uri) as folder:
+        with folder.create(LISTING) as listing:
+            for record in lines():
+                kept = {
+                    key: record[key] for key in ("image_id", "name", "uri", "split", "left_out") if key in record
+                }
+                listing.write(compact_json(kept) + b"\n")
+                reasons[record.get("left_out", "")] += 1
+        images = reasons.pop("", 0)
+        exporter.finish(Records(lambda: (r for r in lines() if "left_out" not in r)), folder, plan)
+    return images, dict(reasons)
+
+
+def _part(uri: str, shard: int) -> str:
+    return join(uri, _PARTS, f"{shard:08d}.jsonl")
+
+
+def _finished(storage: Storage, uri: str) -> set[int]:
+    return {int(name.partition(".")[0]) for name in _part_names(storage, uri)}
+
+
+def _part_names(storage: Storage, uri: str) -> list[str]:
+    try:
+        return [name for name, _ in storage.list_files(join(uri, _PARTS)) if not name.startswith(".")]
+    except FileNotFoundError:
+        return []
+
+
+def _remove_parts(storage: Storage, uri: str) -> None:
+    for name in _part_names(storage, uri):
+        storage.remove(join(uri, _PARTS, name))
