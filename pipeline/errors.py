@@ -49,3 +49,7 @@ class LeaseError(RunError):
 
 class TooManyFailuresError(CliperError):
     """More images failed than --max-failures allows; the commands exit with code 1."""
+
+
+class ReviewError(CliperError):
+    """A reviewed file does not fit the run, or two runs cannot be compared."""
