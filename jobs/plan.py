@@ -1,0 +1,79 @@
+"""`cliper plan`: time, output and cost of labeling a corpus, before anyone pays for it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+from pipeline.config import load_classes, load_config
+from pipeline.errors import InputError
+from pipeline.plan import Corpus, Estimate, Measured, estimate, measure, sample_corpus
+from pipeline.segment import SEGMENTERS
+from pipeline.sources import list_entries
+from pipeline.storage import Storage
+
+Opt = typer.Option
+LISTED_EVERY = 100_000
+
+
+def plan(
+    input: Annotated[str, Opt(help="As for `cliper label`", metavar="URI")],
+    classes: Annotated[str, Opt(help="Class file, or a shipped list", metavar="FILE")] = "tiny",
+    config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
+    sample: Annotated[int, Opt(min=1, help="Images to label for the estimate")] = 64,
+    actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
+    price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) for an hour")] = None,
+    seed: Annotated[int, Opt(help="Decides which images are drawn")] = 0,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Label a sample of INPUT here and estimate the whole: run it on the kind of machine you will pay for.
+
+    Writes nothing. One actor is measured; actors do not share work, so more of them scale as long as the
+    storage keeps up (the line `reading` says what one reader gets).
+    """
+    settings, class_list = load_config(config), load_classes(classes)
+    kind = SEGMENTERS[settings.segmenter]
+    kind.identity(settings)  # missing weights are found before anything is listed
+    storage = Storage(parse_options(storage_option or []))
+    corpus = sample_corpus(list_entries(storage, input, settings.input), sample, seed, _report)
+    if not corpus.images:
+        raise InputError(f"no images found in {input}; check the path, or its format (input.format in the config)")
+    measured = measure(corpus.sample, storage, kind.make, settings, class_list)
+    print(f"model     {kind.describe(settings)}")
+    print("\n".join(describe(corpus, measured, estimate(corpus, measured, actors, price), actors, price)))
+
+
+def describe(corpus: Corpus, measured: Measured, whole: Estimate, actors: int, price: float | None) -> list[str]:
+    """The estimate, a line per quantity."""
+    low, high = min(measured.part_rates), max(measured.part_rates)
+    size = "" if corpus.bytes is None else f", {human(corpus.bytes)}"
+    reading = measured.images / max(measured.load_seconds, 1e-9)
+    image_bytes, mask_bytes = measured.input_bytes / measured.images, measured.output_bytes / measured.images
+    lines = [
+        f"sample    {measured.images} images, {measured.failed} failed; {measured.rate:.3g} images/s per actor "
+        f"(parts of it {low:.3g} to {high:.3g}), after {measured.start_seconds:.1f} s of start",
+        f"reading   {reading:.3g} images/s by one reader, {human(image_bytes)} an image",
+        f"corpus    {corpus.images} images{size}",
+        f"time      {whole.actor_hours:.3g} actor hours; {whole.hours:.3g} hours on {actors} actor(s)",
+        f"output    about {human(whole.output_bytes)}, {human(mask_bytes)} an image",
+    ]
+    if whole.cost is not None:
+        lines.append(f"cost      {whole.cost:,.2f} at {price:g} an hour")
+    return lines
+
+
+def human(size: float) -> str:
+    """A number of bytes with a decimal unit."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def _report(count: int) -> None:
+    if count % LISTED_EVERY == 0:
+        print(f"listed {count} images", file=sys.stderr, flush=True)
