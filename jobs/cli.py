@@ -1,4 +1,8 @@
-"""The `cliper` command. Exit codes: 0 done, 2 a mistake that one message explains, 130 stopped with Ctrl-C."""
+"""The `cliper` command.
+
+Exit codes: 0 done; 1 the command did what it could, and what it found is not good (more images failed than
+--max-failures allows); 2 one message explains what to change; 130 stopped with Ctrl-C; 143 stopped with SIGTERM.
+"""
 
 import sys
 from collections.abc import Callable
@@ -13,7 +17,10 @@ from jobs.label import label
 from jobs.plan import plan
 from jobs.prepare import prepare
 from jobs.report import report
+from jobs.serve import serve
+from jobs.review import review
 from jobs.verify import verify
+from pipeline.errors import TooManyFailuresError
 
 app = typer.Typer(
     name="cliper",
@@ -36,15 +43,17 @@ app.command()(evaluate)
 app.command()(verify)
 app.command()(export)
 app.command()(report)
+app.command()(serve)
+app.add_typer(review, name="review")
 
 
 def run(command: Callable[..., Any]) -> None:
-    """Run a command line; an expected error is its message on stderr and exit code 2, never a traceback."""
+    """Run a command line; an expected error is its message on stderr and exit code 2 or 1, never a traceback."""
     try:
         command()
     except CliperError as error:
         print(f"cliper: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, TooManyFailuresError) else 2)
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from pipeline.errors import FilterError, ImageError, InputError, RunError
 from pipeline.load import load_entries
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.masks import unpack_mask
-from pipeline.rows import RowFilter, read_tables
+from pipeline.rows import LABELED, RowFilter, read_tables
 from pipeline.run import Run, class_names
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class MaskDataset(IterableDataset[Example]):
     def __init__(
         self,
         run: Run,
-        keep: RowFilter = RowFilter(),  # noqa: B008 (frozen)
+        keep: RowFilter = LABELED,
         *,
         min_confidence: float | None = None,
         confidence: Literal["mean", "p10"] = "mean",

@@ -77,6 +77,7 @@ class RowFilter:
 
 
 ALL_ROWS = RowFilter(statuses=())
+LABELED = RowFilter()
 
 
 def read_tables(

@@ -1,0 +1,98 @@
+"""`cliper review`: hand the masks that need it most to people, and take their corrections back."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+from pipeline.corrections import versions
+from pipeline.errors import ReviewError
+from pipeline.rows import RowFilter
+from pipeline.run import Run, class_names, read_run
+from pipeline.storage import Storage, join
+
+review = typer.Typer(help="Let people look at the masks that need it most, and take their corrections back.")
+
+Opt = typer.Option
+RunFolder = Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")]
+StorageOption = Annotated[
+    list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
+]
+
+
+@review.command()
+def pick(
+    run: RunFolder,
+    output: Annotated[str, Opt(help="New folder for tasks.json and config.xml", metavar="URI")],
+    count: Annotated[int, Opt(min=1, help="How many images")] = 100,
+    against: Annotated[
+        str | None, Opt(help="Second run of the same corpus, e.g. without FGC: disagreement counts", metavar="RUN")
+    ] = None,
+    class_name: Annotated[
+        list[str] | None, Opt("--class", help="Only images with this class; repeat for more", metavar="NAME")
+    ] = None,
+    where: Annotated[str | None, Opt(help="Only rows for which this SQL condition holds", metavar="SQL")] = None,
+    again: Annotated[bool, Opt("--again", help="Also images that were reviewed before")] = False,
+    storage_option: StorageOption = None,
+) -> None:
+    """Write the images most worth a look as Label Studio tasks, the most urgent first.
+
+    The score is the mean of doubt (a small lead over the second-best class, compared with the other images),
+    rarity (of the rarest class in the mask) and, with --against, disagreement (1 - mean IoU). Import tasks.json
+    into a Label Studio project whose labeling interface is config.xml.
+    """
+    from pipeline import review as reviews
+    from pipeline.export.label_studio import labeling_config
+
+    storage = Storage(parse_options(storage_option or []))
+    opened = read_run(run, storage)
+    if storage.exists(join(output, "tasks.json")):
+        raise ReviewError(f"{join(output, 'tasks.json')} is there already; choose another output")
+    keep = RowFilter(classes=tuple(class_name or ()), where=where)
+    other = None if against is None else read_run(against, storage)
+    picks = reviews.pick(opened, count, keep, other, again)
+    if not picks:
+        raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
+    storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())
+    tasks = json.dumps(reviews.review_tasks(opened, picks), ensure_ascii=False)
+    storage.write(join(output, "tasks.json"), tasks.encode())
+    print(f"picked    {len(picks)} images, scores {picks[0].score:.2f} to {picks[-1].score:.2f}")
+    print(f"tasks     {join(output, 'tasks.json')}")
+    print(f"interface {join(output, 'config.xml')}")
+
+
+@review.command()
+def apply(
+    run: RunFolder,
+    export: Annotated[str, typer.Argument(help="The project's export, format JSON", metavar="EXPORT")],
+    storage_option: StorageOption = None,
+) -> None:
+    """Store what people corrected in Label Studio as a new version of corrections in RUN.
+
+    The run's own masks stay as they are. Exports and training lay the latest version over them.
+    """
+    from pipeline.review import apply_review
+
+    storage = Storage(parse_options(storage_option or []))
+    opened = read_run(run, storage)
+    done = apply_review(opened, _read(storage, export), export)
+    if done.skipped:
+        print(f"{done.skipped} tasks without an annotation were left out", file=sys.stderr)
+    print(f"reviewed  {done.changed + done.confirmed} images: {done.changed} changed, {done.confirmed} confirmed")
+    print(f"version   {_version(opened, done.version, done.stored)}")
+
+
+def _read(storage: Storage, uri: str) -> bytes:
+    try:
+        return storage.read(uri)
+    except FileNotFoundError as error:
+        raise ReviewError(f"{uri} does not exist") from error
+
+
+def _version(run: Run, version: int | None, stored: bool) -> str:
+    if version is None:
+        return "none: the file holds no annotation"
+    there = f"{join(run.uri, 'corrections', f'v{version:04d}')}, {len(versions(run))} in all"
+    return there if stored else f"{there}; it held these corrections already"
