@@ -75,15 +75,42 @@ class CLIPer:
 
         Images that resize to the same shape run as one batch of at most `config.batch_size`. On the CPU a
         batch is always one image, and on CUDA always full (padded), so that an image's mask does not depend
-        on its neighbours: libraries choose other summation orders for other batch sizes.
-        Raises ValueError for an image of another type or shape.
+        on its neighbours: libraries choose other summation orders for other batch sizes. Images whose full batch
+        does not fit the GPU run in batches of half the size, and so on down to one, at each size always full:
+        the shape decides, not the neighbours.
+        Raises ValueError for an image of another type or shape, torch.OutOfMemoryError if one alone does not fit.
         """
         for image, image_id in zip(images, image_ids, strict=True):
             _check_image(image, image_id)
-        config = self.config
-        found = self.sweep(images, image_ids, [config.fusion.attention_threshold], [config.labels])
-        results = {i: segmentation for i, _, segmentation in found}
-        return [results[i] for i in range(len(images))]
+        found = self._segment_in_batches(images, image_ids, self.full_batch)
+        return [found[i] for i in range(len(images))]
+
+    @property
+    def full_batch(self) -> int:
+        """Images that run together on this device."""
+        return 1 if self.device.type == "cpu" else self.config.batch_size
+
+    def _segment_in_batches(
+        self, images: Sequence[np.ndarray], image_ids: Sequence[str], size: int
+    ) -> dict[int, Segmentation]:
+        thresholds, settings = [self.config.fusion.attention_threshold], [self.config.labels]
+        found: dict[int, Segmentation] = {}
+        too_large: list[int] = []
+        for batch in self._batches(images, size):
+            try:
+                swept = list(self._sweep_batch(images, image_ids, batch, thresholds, settings))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                too_large += dict.fromkeys(batch)
+            else:
+                found |= {i: segmentation for i, _, segmentation in swept}
+        if too_large:  # only now is the error gone, and with it the tensors of its traceback
+            torch.cuda.empty_cache()
+            chosen = [images[i] for i in too_large], [image_ids[i] for i in too_large]
+            smaller = self._segment_in_batches(*chosen, size // 2)
+            found |= {too_large[k]: segmentation for k, segmentation in smaller.items()}
+        return found
 
     def sweep(
         self,
@@ -96,20 +123,29 @@ class CLIPer:
 
         Yields (image, variant, segmentation), variant = threshold * len(settings) + setting.
         """
-        for batch in self._batches(images):
-            every = self.scores_at([images[i] for i in batch], [image_ids[i] for i in batch], attention_thresholds)
-            for first, scores in enumerate(every):
-                for row, i in enumerate(dict.fromkeys(batch)):
-                    for second, chosen in enumerate(settings):
-                        segmentation = self.label(scores, row, images[i].shape[:2], chosen)
-                        yield i, first * len(settings) + second, segmentation
+        for batch in self._batches(images, self.full_batch):
+            yield from self._sweep_batch(images, image_ids, batch, attention_thresholds, settings)
 
-    def _batches(self, images: Sequence[np.ndarray]) -> Iterator[list[int]]:
-        """Indices of images that can share a batch; a short CUDA batch is padded with its last image."""
+    def _sweep_batch(
+        self,
+        images: Sequence[np.ndarray],
+        image_ids: Sequence[str],
+        batch: Sequence[int],
+        attention_thresholds: Sequence[float],
+        settings: Sequence[LabelConfig],
+    ) -> Iterator[tuple[int, int, Segmentation]]:
+        every = self.scores_at([images[i] for i in batch], [image_ids[i] for i in batch], attention_thresholds)
+        for first, scores in enumerate(every):
+            for row, i in enumerate(dict.fromkeys(batch)):
+                for second, chosen in enumerate(settings):
+                    segmentation = self.label(scores, row, images[i].shape[:2], chosen)
+                    yield i, first * len(settings) + second, segmentation
+
+    def _batches(self, images: Sequence[np.ndarray], size: int) -> Iterator[list[int]]:
+        """Indices of images that can share a batch of `size`; a short batch is padded with its last image."""
         groups = defaultdict(list)
         for i, image in enumerate(images):
             groups[self.resized_shape(image.shape[:2])].append(i)
-        size = 1 if self.device.type == "cpu" else self.config.batch_size
         for group in groups.values():
             for start in range(0, len(group), size):
                 batch = group[start : start + size]

@@ -65,6 +65,34 @@ def test_masks_do_not_depend_on_neighbours_or_order(with_fgc: CLIPer, photos: li
         assert np.array_equal(one.presence, other.presence)
 
 
+@pytest.mark.parametrize("fits", [1, 2])
+def test_a_batch_too_large_for_the_gpu_runs_in_halves(
+    clip_only: CLIPer, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
+    """Five images of one shape and one of another, batches of 4 that do not fit: the masks are those of `fits`."""
+    images, ids = [photos[0], photos[0][::-1], photos[0][:, ::-1]] * 2, list("abcdef")
+    images[3] = photos[0][:60]
+    sizes, scores_at = [], clip_only.scores_at
+
+    def small_device(batch: list[np.ndarray], *rest: object) -> object:
+        sizes.append(len(batch))
+        if len(batch) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return scores_at(batch, *rest)
+
+    monkeypatch.setattr(CLIPer, "full_batch", 4)
+    monkeypatch.setattr(clip_only, "scores_at", small_device)
+    halved = clip_only.segment(images, ids)
+    assert set(sizes) == {4, 2, fits}
+    monkeypatch.setattr(CLIPer, "full_batch", fits)
+    for one, other in zip(halved, clip_only.segment(images, ids), strict=True):
+        assert np.array_equal(one.labels, other.labels)
+        assert np.array_equal(one.presence, other.presence)
+    monkeypatch.setattr(clip_only, "scores_at", lambda *_: small_device([images[0]] * 9))
+    with pytest.raises(torch.OutOfMemoryError):
+        clip_only.segment(images, ids)
+
+
 def test_noise_depends_on_seed_and_id_alone() -> None:
     assert torch.equal(image_noise(0, "a", 8), image_noise(0, "a", 8))
     assert not torch.equal(image_noise(0, "a", 8), image_noise(0, "b", 8))
