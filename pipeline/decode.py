@@ -54,6 +54,15 @@ def decode(data: bytes, max_pixels: int) -> Decoded:
         raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
 
 
+def pixels_claimed(data: bytes) -> int:
+    """Width times height as the header says, without decoding; 0 for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.width * image.height
+    except Exception:  # `decode` will say what is wrong
+        return 0
+
+
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise ImageError(
@@ -64,7 +73,7 @@ def _check_size(size: tuple[int, int], max_pixels: int) -> None:
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Pixels of any Pillow mode as uint8 [H, W, 3]."""
     if image.mode.startswith("I"):  # 16-bit grey, as I;16 or widened to 32 bits
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        grey = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if image.mode == "F":
         raise ImageError("unsupported", "floating-point pixels have no agreed range; convert to 8 or 16 bits")

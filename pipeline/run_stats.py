@@ -13,11 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.ahead import map_ahead
 from pipeline.errors import RunError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.rows import read_tables
 from pipeline.run import Run, class_names
-from pipeline.segment import map_ahead
 from pipeline.sink import shard_file
 
 BINS = 20  # of a confidence histogram, each 0.05 wide

@@ -3,20 +3,21 @@
 Decoded pixels never leave the process: encoded images come in, encoded masks go out.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from cliper_model.classes import ClassList
+from pipeline.ahead import map_ahead
 from pipeline.config import JobConfig
-from pipeline.decode import Decoded, decode, to_file_grid
+from pipeline.decode import Decoded, decode, pixels_claimed, to_file_grid
 from pipeline.errors import ImageError
 from pipeline.masks import pack_mask
+from pipeline.memory import CarefulSegmenter, Segmenter, out_of_memory
 from pipeline.poison import Attempts
 from pipeline.run import Run
 from pipeline.schema import COLUMNS
@@ -25,19 +26,8 @@ from pipeline.telemetry import timed, watch_device
 if TYPE_CHECKING:
     from cliper_model.labels import Segmentation
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 WINDOW_PIXELS = 32_000_000  # decoded pixels handed to the model at once: 96 MB
 WINDOW_BATCHES = 4  # batches per call, so that images of equal size find each other
-
-
-class Segmenter(Protocol):
-    """Anything that turns images into label maps; the one seam that tests fake."""
-
-    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
-        """Label uint8 RGB images [H, W, 3] of any sizes; same order and length."""
-        ...
 
 
 SegmenterFactory = Callable[[JobConfig, ClassList], Segmenter]
@@ -56,11 +46,27 @@ class SegmenterKind:
     describe: Callable[[JobConfig], str]
 
 
-def make_cliper(config: JobConfig, classes: ClassList) -> Segmenter:
-    """Load CLIPer onto this process's GPU, or the CPU."""
-    from cliper_model import CLIPer
+class CLIPerSegmenter:
+    """CLIPer on this process's GPU, or the CPU."""
 
-    return CLIPer.load(config.model, classes)
+    def __init__(self, config: JobConfig, classes: ClassList) -> None:
+        from cliper_model import CLIPer
+
+        self.config, self.classes = config, classes
+        self.model = CLIPer.load(config.model, classes)
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
+        """See CLIPer.segment."""
+        return self.model.segment(images, image_ids)
+
+    def spare(self) -> Segmenter | None:
+        """The same model on the CPU in float32, for an image that the GPU has no room for."""
+        if self.model.device.type == "cpu":
+            return None
+        from cliper_model import CLIPer
+
+        exact = self.config.model.model_copy(update={"dtype": "float32"})
+        return CLIPer.load(exact, self.classes, device="cpu")
 
 
 def cliper_identity(config: JobConfig) -> dict[str, str]:
@@ -80,7 +86,7 @@ def describe_cliper(config: JobConfig) -> str:
     return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
 
 
-SEGMENTERS: dict[str, SegmenterKind] = {"cliper": SegmenterKind(make_cliper, cliper_identity, describe_cliper)}
+SEGMENTERS: dict[str, SegmenterKind] = {"cliper": SegmenterKind(CLIPerSegmenter, cliper_identity, describe_cliper)}
 
 Row = dict[str, Any]
 
@@ -105,7 +111,7 @@ class SegmentShard:
         import torch
 
         torch.set_num_threads(cpu_threads)
-        self.segmenter = factory(config, classes)
+        self.segmenter = CarefulSegmenter(factory(config, classes))
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
 
@@ -121,7 +127,7 @@ class SegmentShard:
     def _label(self, rows: list[Row]) -> list[Row]:
         """While the model works on one window, the threads decode the next and encode the last."""
         most = WINDOW_BATCHES * self.config.model.batch_size
-        items = map_ahead(self.pool, self._decode, rows, ahead=most)
+        items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
         encoding: list[Future[Row]] = []
         for window in cut_windows(items, most):
@@ -142,6 +148,11 @@ class SegmentShard:
             done += self._label([row])
         return done
 
+    def _pixels(self, row: Row) -> int:
+        """What decoding the row will hold, as far as its header says; an oversized image is not decoded."""
+        claimed = pixels_claimed(row["data"] or b"")
+        return claimed if claimed <= self.config.max_pixels else 0
+
     @timed("decode")
     def _decode(self, row: Row) -> Item:
         data = row.pop("data")
@@ -156,22 +167,9 @@ class SegmentShard:
     def _segment(self, window: list[Item]) -> list["Future[Row]"]:
         """Segment what could be decoded and hand everything on to the encoding threads."""
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
-        results = self._segment_safely([image.pixels for _, image, _ in good], [image_id for *_, image_id in good])
+        results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
         by_place = dict(zip([i for i, *_ in good], results, strict=True))
         return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
-
-    def _segment_safely(self, images: list[np.ndarray], image_ids: list[str]) -> "list[Segmentation | Exception]":
-        """Segment together; if that raises, one by one, so that an image costs only its own row."""
-        try:
-            return list(self.segmenter.segment(images, image_ids))
-        except Exception as error:
-            if len(images) == 1:
-                return [error]
-            return [
-                result
-                for image, image_id in zip(images, image_ids, strict=True)
-                for result in self._segment_safely([image], [image_id])
-            ]
 
     @timed("encode")
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
@@ -198,6 +196,8 @@ class SegmentShard:
 
     def _failure(self, item: Item, error: Exception | None, stage: str) -> Row:
         kind = error.kind if isinstance(error, ImageError) else type(error).__name__
+        if error is not None and out_of_memory(error):
+            kind = "out_of_memory"
         reason = {"error_type": kind, "error_message": str(error)[:500], "stage": stage}
         return self._base(item.row, item.image) | {"status": "failed"} | reason
 
@@ -222,17 +222,6 @@ def class_entries(found: "Segmentation", names: Sequence[str]) -> list[Row]:
         }
         for label in np.flatnonzero(found.pixels).tolist()
     ]
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[A], B], items: Iterable[A], ahead: int) -> Iterator[B]:
-    """Like map, in order, with at most `ahead` results computed or waiting beyond the one consumed."""
-    futures: deque[Future[B]] = deque()
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > ahead:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
 
 
 def cut_windows(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
