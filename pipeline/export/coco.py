@@ -45,18 +45,16 @@ def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -
     from pycocotools import mask as coco
 
     for item in items:
-        rles = class_rles(item.labels)
-        encoded = list(rles.values())
-        areas, boxes = (coco.area(encoded), coco.toBbox(encoded)) if encoded else ([], [])
         annotations = [
             {
                 "category_id": label,
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                "area": int(area),
-                "bbox": box.tolist(),
+                # One at a time: pycocotools 2.0.11 fails on lists of more than 255.
+                "area": int(coco.area(rle)),
+                "bbox": coco.toBbox(rle).tolist(),
                 "iscrowd": 0,
             }
-            for (label, rle), area, box in zip(rles.items(), areas, boxes, strict=True)
+            for label, rle in class_rles(item.labels).items()
         ]
         yield _image(item, folder) | {"annotations": annotations}
 
