@@ -17,8 +17,8 @@ from jobs.label import label
 from jobs.plan import plan
 from jobs.prepare import prepare
 from jobs.report import report
-from jobs.serve import serve
 from jobs.review import review
+from jobs.serve import serve
 from jobs.verify import verify
 from pipeline.errors import TooManyFailuresError
 

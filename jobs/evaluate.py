@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import yaml
 from cliper_model.errors import ConfigError
 from jobs.label import Job, open_job, parse_options, with_overrides
 from jobs.progress import RunProgress
-from jobs.session import ray_session
+from jobs.session import clean_stop, ray_session
 from pipeline.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
 from pipeline.compare import compare, matching, table
 from pipeline.config import JobConfig, load_classes
@@ -22,8 +23,6 @@ from pipeline.metrics import PROTOCOLS, Protocol
 from pipeline.results import Results, Setting, figures, heading, summarise
 from pipeline.run import Run, read_run
 from pipeline.storage import Storage, join
-
-INTERRUPTED = 130
 
 Opt = typer.Option
 
@@ -80,7 +79,7 @@ def evaluate(
     """
     storage = Storage(parse_options(storage_option or []))
     options = Options(storage, actors, cpus_per_actor, batch_size, shard_images, count_failed, verbose)
-    try:
+    with clean_stop(output or run or "it"):
         if compare_runs is not None:
             _, page = compare(*matching(*compare_runs, storage), storage)
             print(page)
@@ -97,9 +96,6 @@ def evaluate(
             name = _need(benchmark, "BENCHMARK")
             wanted = (_need(data, "--data"), _need(output, "--output"))
             print_results(*evaluate_live(name, load_benchmark(name), variant, *wanted, options))
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def _need(value: str | None, what: str) -> str:
@@ -116,35 +112,36 @@ def evaluate_live(
     """Label the benchmark's images and count every shard as it is committed: results, and the page's URI."""
     chosen = variant or next(iter(config.variants))
     prepared = _open_data(data, options.storage, config)
-    job = _open_job(config, chosen, prepared, output, options)
-    evaluation = open_evaluation(job.run, prepared, options.count_failed)
-    pending = job.run.pending_shards(job.manifest)
-    late = evaluation.uncounted_shards()
-    if pending or late:
-        with ray_session(options.verbose) as resources:
-            for _ in count_stored(evaluation, late):
-                pass
-            _label_and_count(job, evaluation, pending, resources)
-    setting = Setting(
-        protocol=config.protocol,
-        decided_by=config.protocol,
-        name=name,
-        backbone=config.backbone,
-        variant=chosen,
-        model=job.model,
-        published_miou=_published(config, chosen),
-    )
-    return _finish(evaluation, setting)
+    with ExitStack() as held:
+        job = _open_job(config, chosen, prepared, output, options, held)
+        evaluation = open_evaluation(job.run, prepared, options.count_failed)
+        pending = job.run.pending_shards(job.manifest)
+        late = evaluation.uncounted_shards()
+        if pending or late:
+            with ray_session(options.verbose) as nodes:
+                for _ in count_stored(evaluation, late):
+                    pass
+                _label_and_count(job, evaluation, pending, nodes)
+        setting = Setting(
+            protocol=config.protocol,
+            decided_by=config.protocol,
+            name=name,
+            backbone=config.backbone,
+            variant=chosen,
+            model=job.model,
+            published_miou=_published(config, chosen),
+        )
+        return _finish(evaluation, setting)
 
 
-def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], resources: dict[str, float]) -> None:
+def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], nodes: list[dict[str, float]]) -> None:
     from pipeline.flow import label_corpus, plan_pool
 
     if not shards:
         return
     total = job.manifest.images
     with RunProgress(total, total - job.manifest.images_in(shards)) as progress:
-        pool = plan_pool(job.config.resources, resources)
+        pool = plan_pool(job.config.resources, nodes)
         arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
         for summary in label_corpus(*arguments, then=evaluation.counter().stage):
             progress.add(check_summary(summary))
@@ -241,12 +238,13 @@ def run_sweep(
     from pipeline.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
 
     prepared = _open_data(data, options.storage, config)
-    job = _open_job(config, variant or next(iter(config.variants)), prepared, output, options)
-    grid = make_grid(job.config.model, values)
-    evaluation = open_evaluation(job.run, prepared, options.count_failed)
-    folder = open_sweep(evaluation, grid)
-    with ray_session(options.verbose) as resources:
-        pool = plan_pool(job.config.resources, resources)
+    with ExitStack() as held:
+        job = _open_job(config, variant or next(iter(config.variants)), prepared, output, options, held)
+        grid = make_grid(job.config.model, values)
+        evaluation = open_evaluation(job.run, prepared, options.count_failed)
+        folder = open_sweep(evaluation, grid)
+        nodes = held.enter_context(ray_session(options.verbose))
+        pool = plan_pool(job.config.resources, nodes)
         for _ in sweep_shards(evaluation, folder, job.manifest, job.config, job.classes, grid, pool):
             pass
     rows = sweep_results(options.storage, folder, prepared, grid, config.protocol)
@@ -276,13 +274,15 @@ def _open_data(uri: str, storage: Storage, config: BenchmarkConfig | None) -> Pr
     return prepared
 
 
-def _open_job(config: BenchmarkConfig, variant: str, prepared: Prepared, output: str, options: Options) -> Job:
+def _open_job(
+    config: BenchmarkConfig, variant: str, prepared: Prepared, output: str, options: Options, held: ExitStack
+) -> Job:
     settings = JobConfig(model=config.settings(variant))
     if options.shard_images is not None:
         shard = settings.shard.model_copy(update={"images": options.shard_images})
         settings = settings.model_copy(update={"shard": shard})
     settings = with_overrides(settings, options.actors, options.cpus_per_actor, options.batch_size)
-    return open_job(prepared.index_uri, output, settings, load_classes(config.classes), options.storage)
+    return open_job(prepared.index_uri, output, settings, load_classes(config.classes), options.storage, held)
 
 
 def _published(config: BenchmarkConfig, variant: str) -> float | None:

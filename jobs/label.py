@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,18 +12,17 @@ import yaml
 
 from cliper_model.classes import ClassList
 from cliper_model.errors import CliperError, ConfigError
-from jobs.progress import RunProgress
-from jobs.session import ray_session
+from jobs.progress import FailureLimit, RunProgress
+from jobs.session import clean_stop, ray_session
 from pipeline.config import JobConfig, load_classes, load_config, validate
 from pipeline.errors import InputError
+from pipeline.lease import hold
 from pipeline.manifest import Manifest, read_manifest, write_manifest
 from pipeline.masks import MASK_CODECS
-from pipeline.run import Run, identity_of, open_run
+from pipeline.run import Run, check_folder, free_folder, identity_of, open_run
 from pipeline.segment import SEGMENTERS, SegmenterKind
 from pipeline.sources import Entry, list_entries
 from pipeline.storage import Storage
-
-INTERRUPTED = 130  # what a shell reports for a program stopped with Ctrl-C
 
 Opt = typer.Option
 
@@ -40,20 +40,29 @@ def label(
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
     ] = None,
+    max_failures: Annotated[
+        str | None,
+        Opt(help="Stop with exit code 1 when more images fail: a number, or a share like 5%", metavar="N|P%"),
+    ] = None,
+    new_run: Annotated[
+        bool,
+        Opt("--new-run", help="If OUTPUT holds a run, leave it and use the first free OUTPUT-2, OUTPUT-3, ..."),
+    ] = False,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Label every image below INPUT and write masks and metadata to OUTPUT.
 
-    Run the same command again to continue an interrupted run: finished shards are not computed again.
+    Run the same command again to continue an interrupted run: finished shards are not computed again. One command
+    at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
     settings = with_overrides(load_config(config), actors, cpus_per_actor, batch_size)
+    limit = None if max_failures is None else FailureLimit.parse(max_failures)
     storage = Storage(parse_options(storage_option or []))
-    try:
-        job = open_job(input, output, settings, load_classes(classes), storage)
-        execute(job, verbose)
-    except KeyboardInterrupt:
-        print(f"stopped; the same command continues {output}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    if new_run:
+        output = free_folder(output, storage)
+    with clean_stop(output), ExitStack() as held:
+        job = open_job(input, output, settings, load_classes(classes), storage, held)
+        execute(job, verbose, limit)
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,27 @@ class Job:
     model: str
 
 
-def open_job(input_uri: str, output: str, config: JobConfig, classes: ClassList, storage: Storage) -> Job:
-    """Validate everything, then create or continue the run folder and its manifest. Raises CliperError."""
+def open_job(
+    input_uri: str,
+    output: str,
+    config: JobConfig,
+    classes: ClassList,
+    storage: Storage,
+    held: ExitStack | None = None,
+) -> Job:
+    """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
+
+    With `held`, the run folder's lease is taken before the first write and kept until `held` closes.
+    """
     kind = _pick("segmenter", config.segmenter, SEGMENTERS)
     _pick("mask_codec", config.mask_codec, MASK_CODECS)
     weights = kind.identity(config)
     entries = _first_listed(storage, input_uri, config)
-    run = open_run(output, storage, identity_of(config, classes, input_uri, weights))
+    identity = identity_of(config, classes, input_uri, weights)
+    check_folder(output, storage, identity)
+    if held is not None:
+        held.enter_context(hold(output, storage))
+    run = open_run(output, storage, identity)
     manifest = read_manifest(storage, output) or _list_corpus(run, entries, config)
     return Job(run, manifest, config, classes, kind, kind.describe(config))
 
@@ -104,26 +127,30 @@ def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig) -> Manif
         raise
 
 
-def execute(job: Job, verbose: bool) -> None:
-    """Label what is left of a job on Ray, and print the summary."""
+def execute(job: Job, verbose: bool, limit: FailureLimit | None = None) -> None:
+    """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
     shards = job.run.pending_shards(job.manifest)
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
     if done:
         print(f"continuing: {done} of {job.manifest.images} images are done", file=sys.stderr)
     with RunProgress(job.manifest.images, done) as progress:
         if shards:
-            _label_shards(job, shards, progress, verbose)
+            _label_shards(job, shards, progress, verbose, limit)
     print_summary(job, progress)
 
 
-def _label_shards(job: Job, shards: list[int], progress: RunProgress, verbose: bool) -> None:
+def _label_shards(
+    job: Job, shards: list[int], progress: RunProgress, verbose: bool, limit: FailureLimit | None
+) -> None:
     from pipeline.flow import label_corpus, plan_pool
 
-    with ray_session(verbose) as resources:
-        pool = plan_pool(job.config.resources, resources)
+    with ray_session(verbose) as nodes:
+        pool = plan_pool(job.config.resources, nodes)
         arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
         for summary in label_corpus(*arguments):
             progress.add(summary)
+            if limit is not None:
+                limit.check(progress)
 
 
 def print_summary(job: Job, progress: RunProgress) -> None:

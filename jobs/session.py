@@ -1,19 +1,46 @@
-"""A Ray to run on: the cluster we are told of, else one of our own for the length of the command."""
+"""A Ray to run on: the cluster we are told of, else one of our own for the length of the command; and its end."""
 
 import contextlib
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which `ray job stop` and cluster managers send: stops the work as Ctrl-C does."""
 
 
 @contextmanager
-def ray_session(verbose: bool) -> Iterator[dict[str, float]]:
+def clean_stop(what: str) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM inside the block into a line that names `what` and exit code 130 or 143."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        print(f"stopped; the same command continues {what}", file=sys.stderr)
+        raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+@contextmanager
+def ray_session(verbose: bool) -> Iterator[list[dict[str, float]]]:
     """Connect to RAY_ADDRESS (set inside `ray job submit`), or start a local Ray and stop it afterwards.
 
-    Yields the cluster's resources, e.g. {"CPU": 8.0, "GPU": 1.0}. Ray's own messages show if `verbose`.
+    Yields the resources of each node, e.g. [{"CPU": 8.0, "GPU": 1.0}]. Ray's own messages show if `verbose`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its warning
@@ -23,10 +50,12 @@ def ray_session(verbose: bool) -> Iterator[dict[str, float]]:
         address = os.environ.get("RAY_ADDRESS")
         local = {} if address else {"include_dashboard": False}
         level = logging.INFO if verbose else logging.ERROR
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
+        signal.signal(signal.SIGTERM, handler)  # Ray put its own in place, which ends the process at once
         logging.getLogger("ray.data").setLevel(level)
         try:
-            yield ray.cluster_resources()
+            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
         finally:
             ray.shutdown()
 

@@ -7,7 +7,7 @@ restarts what dies (poison.py bounds how often) and holds back the fast stages; 
 and one actor class.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,10 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
 from cliper_model.classes import ClassList
+from cliper_model.errors import CliperError
 from pipeline.config import JobConfig, ResourceConfig
 from pipeline.errors import ResourceError
 from pipeline.load import load_entries
@@ -90,31 +92,82 @@ def label_corpus(
 
 @contextmanager
 def one_shard_per_block() -> Iterator[None]:
-    """Ray Data settings for this flow: blocks are never split, and its own progress bars are off."""
+    """Ray Data settings for this flow: blocks are never split, and its own progress bars are off.
+
+    An error that a stage raised for the user (a CliperError) arrives as itself instead of as Ray's report of it.
+    """
     context = DataContext.get_current()
-    before = (context.target_max_block_size, context.enable_progress_bars)
-    context.target_max_block_size, context.enable_progress_bars = None, False
+    ours = {
+        "target_max_block_size": None,
+        "enable_progress_bars": False,
+        "raise_original_map_exception": True,
+    }
+    before = {name: getattr(context, name) for name in ours}
+    _configure(context, ours)
     try:
         yield
+    except RayError as error:
+        expected = _expected(error)
+        if expected is None:
+            raise
+        raise expected from None
     finally:
-        context.target_max_block_size, context.enable_progress_bars = before
+        _configure(context, before)
 
 
-def plan_pool(wanted: ResourceConfig, available: dict[str, float]) -> Pool:
-    """Size the actors from the cluster: one per GPU, else one per four CPUs.
+def _configure(context: DataContext, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(context, name, value)
 
-    Raises ResourceError if they cannot be scheduled beside one loading and one writing task.
-    """
-    cpus, gpus = available.get("CPU", 0.0), int(available.get("GPU", 0))
-    actors = wanted.actors or gpus or max(1, int(cpus) // 4)
-    spare = cpus - 2 * IO_CPUS
-    default_cpus = 1.0 if gpus else max(1.0, float(int(spare / actors)))
-    per_actor = wanted.cpus_per_actor or default_cpus
-    if actors * per_actor > spare:
-        raise ResourceError(
-            f"{actors} actors with {per_actor:g} CPUs each and {2 * IO_CPUS:g} for reading and writing do not fit "
-            f"{cpus:g} CPUs; lower --actors or --cpus-per-actor, or add nodes"
+
+def _expected(error: RayError) -> CliperError | None:
+    """The error to show a user, or None for what only a traceback explains."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, CliperError):
+        return cause
+    if isinstance(cause, OutOfDiskError | ObjectStoreFullError):
+        return ResourceError(
+            "Ray has no space left: its object store and the disk under it are full; free some of it, or use "
+            "fewer --actors, and run the same command again"
         )
+    return None
+
+
+def plan_pool(wanted: ResourceConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
+    """Size the actors from the nodes ({"CPU": 8.0, "GPU": 1.0} each): one per GPU, else one per four CPUs.
+
+    Raises ResourceError if they cannot be scheduled beside one loading and one writing task; every actor has to
+    fit on one node.
+    """
+    cpus, gpus = sum(node.get("CPU", 0.0) for node in nodes), sum(int(node.get("GPU", 0)) for node in nodes)
+    actors = wanted.actors or gpus or max(1, int(cpus) // 4)
     if gpus and actors > gpus:
         raise ResourceError(f"{actors} actors need a GPU each, the cluster has {gpus}; lower --actors")
-    return Pool(actors, per_actor, 1 if gpus else 0)
+    spare = cpus - 2 * IO_CPUS
+    if wanted.cpus_per_actor is not None:
+        choices = [wanted.cpus_per_actor]
+    else:  # as many whole CPUs as fit, but one beside a GPU
+        choices = [1.0] if gpus else [float(n) for n in range(max(1, int(spare / actors)), 0, -1)]
+    for per_actor in choices:
+        if actors * per_actor <= spare and places(nodes, per_actor, 1 if gpus else 0) >= actors:
+            return Pool(actors, per_actor, 1 if gpus else 0)
+    raise ResourceError(
+        f"{actors} actors with {choices[-1]:g} CPUs each and {2 * IO_CPUS:g} for reading and writing do not fit "
+        f"{_describe(nodes)}; lower --actors or --cpus-per-actor, or add nodes"
+    )
+
+
+def places(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: int) -> int:
+    """How many actors fit, each on one node."""
+    by_cpu = [int(node.get("CPU", 0.0) / cpus + 1e-9) for node in nodes]
+    by_gpu = [
+        int(node.get("GPU", 0.0)) // gpus if gpus else count for node, count in zip(nodes, by_cpu, strict=True)
+    ]
+    return sum(map(min, by_cpu, by_gpu))
+
+
+def _describe(nodes: Sequence[Mapping[str, float]]) -> str:
+    cpus = [node.get("CPU", 0.0) for node in nodes]
+    if len(cpus) == 1:
+        return f"{cpus[0]:g} CPUs"
+    return f"{len(cpus)} nodes with {', '.join(f'{count:g}' for count in cpus[:8])}{' ...' * (len(cpus) > 8)} CPUs"

@@ -1,14 +1,16 @@
 """A run folder: who it is, what is in it, what is left to do.
 
 run.json                      identity: everything that decides a mask; written first
+lease.json                    which command works on the run at the moment (lease.py)
 manifest/                     the corpus, cut into shards (manifest.py)
 labels/shard-000000.parquet   one file per finished shard (sink.py)
 """
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -17,11 +19,13 @@ from typing import Any
 from cliper_model.classes import ClassList
 from pipeline.config import JobConfig
 from pipeline.errors import RunError
+from pipeline.lease import LEASE_FILE
 from pipeline.manifest import Manifest
 from pipeline.storage import Storage, join
 
 # Settings that change how a run executes but not what it writes.
 _NOT_IDENTITY = ("resources",)
+_NAMED = 3  # differences that a refusal spells out
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
 
@@ -39,7 +43,11 @@ class Run:
         return fingerprint(self.identity)
 
     def done_shards(self) -> set[int]:
-        """Shards whose file is there. Lists names only and reads nothing of what is done."""
+        """Shards whose file is there. Lists names only and reads nothing of what is done.
+
+        A store whose listing lags behind costs work, not correctness: a shard that is missing from it is computed
+        again and written with the same rows under the same name.
+        """
         try:
             names = [name for name, _ in self.storage.list_files(join(self.uri, "labels"))]
         except FileNotFoundError:
@@ -94,26 +102,45 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 
 
 def open_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
-    """Create the run folder, or continue it if it is of the same identity.
+    """Create the run folder, or continue it if it is of the same identity. Raises as `check_folder` does."""
+    if not check_folder(uri, storage, identity):
+        content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
+        storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+    return Run(uri, storage, identity)
 
-    Raises RunError naming every key that differs, or if the folder holds something else.
+
+def check_folder(uri: str, storage: Storage, identity: Mapping[str, Any]) -> bool:
+    """Return whether the run exists already; False where it can be created. Writes nothing.
+
+    Raises RunError naming the first keys that differ, or if the folder holds something else.
     """
     try:
         stored = json.loads(storage.read(join(uri, "run.json")))["identity"]
     except FileNotFoundError:
         _refuse_foreign_folder(uri, storage)
-        content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
-        storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
-        return Run(uri, storage, identity)
+        return False
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{join(uri, 'run.json')} is not a run's identity; choose another output") from error
     different = list(differences(stored, identity))
     if different:
+        more = len(different) - _NAMED
+        listed = "; ".join(different[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
         raise RunError(
-            f"{uri} belongs to a run with other settings: {'; '.join(different)}. "
-            "Continue it with its own settings, or choose another output"
+            f"{uri} belongs to a run with other settings: {listed}. "
+            "Continue it with its own settings, choose another output, or start beside it with --new-run"
         )
-    return Run(uri, storage, identity)
+    return True
+
+
+def free_folder(uri: str, storage: Storage) -> str:
+    """Where a new run can go without touching anything: `uri` unless it holds a run, else URI-2, URI-3, ...
+
+    A folder counts as free if it holds nothing at all.
+    """
+    if not storage.exists(join(uri, "run.json")):
+        return uri
+    names = (f"{uri.rstrip('/')}-{number}" for number in itertools.count(2))
+    return next(name for name in names if _first_file(name, storage) is None)
 
 
 def read_run(uri: str, storage: Storage) -> Run:
@@ -138,12 +165,16 @@ def _short(value: Any) -> str:
 
 
 def _refuse_foreign_folder(uri: str, storage: Storage) -> None:
-    try:
-        first = next(iter(storage.list_files(uri)), None)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    first = _first_file(uri, storage, ignored=(LEASE_FILE,))  # a run is just being created
     if first is not None:
-        raise RunError(f"{uri} is not empty and not a run folder (it holds {first[0]}); choose another output")
+        raise RunError(f"{uri} is not empty and not a run folder (it holds {first}); choose another output")
+
+
+def _first_file(uri: str, storage: Storage, ignored: Collection[str] = ()) -> str | None:
+    try:
+        return next((name for name, _ in storage.list_files(uri) if name not in ignored), None)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _now() -> str:

@@ -17,7 +17,7 @@ from pipeline.flow import Pool, label_corpus, plan_pool
 from pipeline.manifest import write_manifest
 from pipeline.masks import unpack_mask
 from pipeline.run import Run, identity_of, open_run
-from pipeline.segment import make_cliper
+from pipeline.segment import CLIPerSegmenter
 from pipeline.sink import shard_file
 from pipeline.sources import list_entries
 from pipeline.storage import Storage
@@ -184,7 +184,7 @@ def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_p
         settings = {"model": model | {"batch_size": batch}, "shard": {"images": images}}
         pool = Pool(actors, 1, 0)
         corpus = str(PARITY / "photos")
-        _, rows = label(corpus, output, Storage(), make_cliper, pool, None, classes, **settings)
+        _, rows = label(corpus, output, Storage(), CLIPerSegmenter, pool, None, classes, **settings)
         digests.append(mask_digests(rows))
     assert len(digests[0]) == 3
     assert digests[0] == digests[1]
@@ -192,21 +192,34 @@ def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_p
 
 def test_pools_are_sized_from_the_cluster() -> None:
     automatic = JobConfig().resources
-    assert plan_pool(automatic, {"CPU": 2}) == Pool(1, 1, 0)
-    assert plan_pool(automatic, {"CPU": 16}) == Pool(4, 3, 0)
-    assert plan_pool(automatic, {"CPU": 64, "GPU": 8}) == Pool(8, 1, 1)
+    assert plan_pool(automatic, [{"CPU": 2}]) == Pool(1, 1, 0)
+    assert plan_pool(automatic, [{"CPU": 16}]) == Pool(4, 3, 0)
+    assert plan_pool(automatic, [{"CPU": 64, "GPU": 8}]) == Pool(8, 1, 1)
+    assert plan_pool(automatic, [{"CPU": 2}] * 3) == Pool(1, 2, 0)  # no node has the five that are left over
+    assert plan_pool(automatic, [{"CPU": 5}] * 4) == Pool(5, 2, 0)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "available", "message"),
+    ("wanted", "nodes", "message"),
     [
-        ({"actors": 5}, {"CPU": 4}, "5 actors with 1 CPUs each and 0.5 for reading and writing do not fit 4 CPUs"),
-        ({"actors": 3}, {"CPU": 16, "GPU": 2}, "3 actors need a GPU each, the cluster has 2"),
-        ({"cpus_per_actor": 9}, {"CPU": 8, "GPU": 1}, "lower --actors or --cpus-per-actor, or add nodes"),
+        (
+            {"actors": 5},
+            [{"CPU": 4}],
+            "5 actors with 1 CPUs each and 0.5 for reading and writing do not fit 4 CPUs",
+        ),
+        ({"actors": 3}, [{"CPU": 16, "GPU": 2}], "3 actors need a GPU each, the cluster has 2"),
+        ({"cpus_per_actor": 9}, [{"CPU": 8, "GPU": 1}], "lower --actors or --cpus-per-actor, or add nodes"),
+        (
+            {"cpus_per_actor": 6},
+            [{"CPU": 4}] * 2,
+            "2 actors with 6 CPUs each .* do not fit 2 nodes with 4, 4 CPUs",
+        ),
+        ({"cpus_per_actor": 4}, [{"CPU": 2, "GPU": 1}, {"CPU": 16}], "do not fit 2 nodes with 2, 16 CPUs"),
+        ({}, [{"CPU": 1}], "1 actors with 1 CPUs each and 0.5 for reading and writing do not fit 1 CPUs"),
     ],
 )
 def test_what_cannot_be_scheduled_is_refused(
-    wanted: dict[str, Any], available: dict[str, float], message: str
+    wanted: dict[str, Any], nodes: list[dict[str, float]], message: str
 ) -> None:
     with pytest.raises(ResourceError, match=message):
-        plan_pool(JobConfig.model_validate({"resources": wanted}).resources, available)
+        plan_pool(JobConfig.model_validate({"resources": wanted}).resources, nodes)
