@@ -1,0 +1,155 @@
+"""Train a small network on the masks of a run, with no pixel labels, and measure it against its teacher.
+
+    python -m examples.student
+
+Draws procedural scenes, labels them with `cliper label` and the embedded model on a local Ray, trains a small
+U-Net on the masks through `pipeline.dataset.MaskDataset`, and measures teacher and student on held-out scenes
+against their pixel labels, which nothing was trained on.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from jobs.cli import run as as_command
+from jobs.label import label
+from pipeline.dataset import MaskDataset
+from pipeline.decode import decode
+from pipeline.masks import unpack_mask
+from pipeline.rows import LABELED, read_tables
+from pipeline.run import read_run
+from pipeline.storage import Storage
+from tools.scenes import CLASSES, SEEDS, Scene, make_scenes
+from tools.stage_gains import image_counts, miou
+
+SIDE = 128  # pixels the student sees
+IGNORE = 255
+
+
+class Student(nn.Module):
+    """A U-Net of 0.8 million parameters: images float [B, 3, H, W], 0 to 1, to scores [B, K, H, W]."""
+
+    def __init__(self, classes: int, widths: tuple[int, ...] = (24, 48, 96, 128)) -> None:
+        super().__init__()
+        before = (3, *widths[:-1])
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, widths, strict=True))
+        self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.head = nn.Conv2d(widths[0], classes, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Score every pixel for every class."""
+        x, skipped = images - 0.5, []
+        for block in self.down:
+            x = block(x if not skipped else F.max_pool2d(x, 2))
+            skipped.append(x)
+        for block, skip in zip(self.up, skipped[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
+        scores: torch.Tensor = self.head(x)
+        return scores
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    def convolution(channels: int) -> list[nn.Module]:
+        return [nn.Conv2d(channels, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+
+    return nn.Sequential(*convolution(before), *convolution(after))
+
+
+def shrink(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image uint8 [3, H, W] to float [3, SIDE, SIDE] and mask to int64 [SIDE, SIDE], mirrored at random.
+
+    The student's class k - 1 is the mask's class k; background or unknown teaches nothing.
+    """
+    small = F.interpolate(image[None] / 255, (SIDE, SIDE), mode="area")[0]
+    labels = F.interpolate(mask[None, None].float(), (SIDE, SIDE), mode="nearest-exact")[0, 0].long()
+    labels = torch.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
+    return (small.flip(-1), labels.flip(-1)) if torch.rand(()) < 0.5 else (small, labels)
+
+
+def train(dataset: MaskDataset, classes: int, epochs: int, batch: int = 16) -> Student:
+    """Fit a student to the masks; prints the mean loss of every epoch."""
+    torch.manual_seed(0)
+    student = Student(classes).to(memory_format=torch.channels_last)
+    loader = DataLoader(dataset, batch_size=batch, drop_last=dataset.rows >= batch)
+    steps = max(1, epochs * (dataset.rows // batch))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + epochs)
+    student.train()
+    for epoch in range(epochs):
+        dataset.set_epoch(epoch)
+        losses = []
+        for example in loader:
+            loss = F.cross_entropy(student(example.image), example.mask, ignore_index=IGNORE)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+        print(f"epoch {epoch + 1}/{epochs}: loss {np.mean(losses):.3f}", file=sys.stderr, flush=True)
+    return student
+
+
+@torch.inference_mode()
+def predict(student: Student, image: np.ndarray) -> np.ndarray:
+    """Labels uint8 [H, W], 1 to K, of an image uint8 [H, W, 3]."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None] / 255
+    scores = student.eval()(F.interpolate(pixels, (SIDE, SIDE), mode="area"))
+    full = F.interpolate(scores, image.shape[:2], mode="bilinear")
+    return np.asarray(full[0].argmax(0).numpy() + 1, dtype=np.uint8)
+
+
+def draw(folder: Path, seed: int, count: int) -> dict[str, Scene]:
+    """Write `count` scenes as PNG files; returns them by file name."""
+    folder.mkdir(parents=True)
+    scenes = {f"scene-{i:04d}.png": scene for i, scene in enumerate(make_scenes(seed, range(count), workers=2))}
+    for name, scene in scenes.items():
+        Image.fromarray(scene.image).save(folder / name)
+    return scenes
+
+
+def main() -> None:
+    """Draw, label, train, measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/student"), help="new folder for everything written"
+    )
+    parser.add_argument("--scenes", type=int, default=320, help="scenes to label and train on")
+    parser.add_argument("--heldout", type=int, default=60, help="scenes to measure on")
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--min-confidence", type=float, help="ignore classes below this mean confidence, 0 to 1")
+    given = parser.parse_args()
+    started = time.monotonic()
+    draw(given.out / "train", SEEDS["validation"], given.scenes)
+    truth = draw(given.out / "heldout", SEEDS["test"], given.heldout)
+    for name in ("train", "heldout"):
+        label(input=str(given.out / name), output=str(given.out / f"{name}-run"), classes="tiny", config="tiny")
+
+    run = read_run(str(given.out / "train-run"), Storage())
+    dataset = MaskDataset(run, min_confidence=given.min_confidence, transform=shrink)
+    student = train(dataset, len(CLASSES), given.epochs)
+    torch.save(student.state_dict(), given.out / "student.pt")
+
+    heldout = read_run(str(given.out / "heldout-run"), Storage())
+    rows = [row for table in read_tables(heldout, keep=LABELED) for row in table.to_pylist()]
+    teacher = [image_counts(truth[row["image_id"]], unpack_mask(row)) for row in rows]
+    images = {name: decode((given.out / "heldout" / name).read_bytes(), 10**8).pixels for name in truth}
+    learned = [image_counts(scene, predict(student, images[name])) for name, scene in truth.items()]
+    size = sum(parameter.numel() for parameter in student.parameters())
+    print(f"teacher   {miou(np.stack(teacher)):.1f} mIoU on {len(truth)} held-out scenes")
+    print(
+        f"student   {miou(np.stack(learned)):.1f} mIoU, {size / 1e6:.1f} million parameters, no pixel label seen"
+    )
+    seconds = time.monotonic() - started
+    print(f"time      {seconds:.0f} s for everything, {given.scenes} scenes, {given.epochs} epochs")
+
+
+if __name__ == "__main__":
+    as_command(main)
