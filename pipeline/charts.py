@@ -64,10 +64,10 @@ def _svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def picture(pixels: npt.NDArray[np.uint8]) -> str:
-    """RGB uint8 [H, W, 3] as a JPEG data URI no longer than OVERLAY_SIDE."""
+def picture(pixels: npt.NDArray[np.uint8], side: int = OVERLAY_SIDE) -> str:
+    """RGB uint8 [H, W, 3] as a JPEG data URI; its longer side is `side` at most."""
     image = Image.fromarray(pixels)
-    image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -85,10 +85,10 @@ def palette_index(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.where(wide == 0, 0, (wide - 1) % 255 + 1).astype(np.uint8)
 
 
-def mask_layer(labels: npt.NDArray[Any]) -> str:
-    """Labels [H, W] as a palette PNG data URI no longer than OVERLAY_SIDE; label 0 is transparent."""
+def mask_layer(labels: npt.NDArray[Any], side: int = OVERLAY_SIDE) -> str:
+    """Labels [H, W] as a palette PNG data URI, its longer side `side` at most; label 0 is transparent."""
     image = Image.fromarray(palette_index(labels))
-    scale = min(1.0, OVERLAY_SIDE / max(image.size))
+    scale = min(1.0, side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.NEAREST)
     image.putpalette(palette())

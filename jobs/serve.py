@@ -1,0 +1,73 @@
+"""`cliper serve`: a page to try classes and thresholds on single images."""
+
+import os
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cliper_model.errors import CliperError, ConfigError
+from pipeline.config import CONFIGS, load_classes, load_config
+from pipeline.decode import SUFFIXES
+
+Opt = typer.Option
+
+MOST_EXAMPLES = 12
+
+
+def serve(
+    config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
+    classes: Annotated[str, Opt(help="Class file or shipped list to begin with", metavar="FILE")] = "tiny",
+    examples: Annotated[Path | None, Opt(help="Folder of images to pick from", metavar="DIR")] = None,
+    host: Annotated[str, Opt(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
+    port: Annotated[int, Opt(min=1, max=65535)] = 7860,
+) -> None:
+    """Open a page: upload an image, type classes, see the mask, and download the settings for `cliper label`.
+
+    Needs pip install 'cliper[serve]'. The model is loaded once; there are no accounts and nothing leaves the
+    machine.
+    """
+    settings, names, pictures = load_config(config), load_classes(classes), find_examples(examples)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    try:
+        from jobs.serve_page import THEME, build_page, css
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise CliperError("`cliper serve` needs Gradio: pip install 'cliper[serve]'") from error
+    from pipeline.preview import Previewer
+
+    page = build_page(Previewer(settings), names, pictures)
+    try:
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inbrowser=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=THEME,
+            css=css(),
+            footer_links=[],
+            ssr_mode=False,
+            max_file_size="100mb",
+        )
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {host}, port {port}: {error}; choose another --port") from error
+    print(f"serving   http://{host}:{port} (Ctrl-C stops)", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        page.close()
+
+
+def find_examples(folder: Path | None) -> list[Path]:
+    """The images of a folder, by default those that are shipped. Raises ConfigError if there are none."""
+    place = CONFIGS / "examples" if folder is None else folder
+    if not place.is_dir():
+        raise ConfigError(f"--examples: {place} is not a folder")
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not found:
+        raise ConfigError(f"--examples: no images in {place}")
+    return found[:MOST_EXAMPLES]

@@ -1,0 +1,113 @@
+"""The page of `cliper serve`: Gradio's form on the left, the result of pipeline/preview.py on the right."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from markupsafe import escape
+
+from cliper_model.classes import ClassList
+from cliper_model.config import CLIPerConfig
+from cliper_model.errors import CliperError
+from pipeline.errors import ImageError
+from pipeline.preview import Choice, Previewer, parse_classes, parse_words, render_preview
+
+# Fonts of the machine: the page loads nothing from elsewhere. Colours with the contrast that WCAG asks for.
+THEME = gr.themes.Default(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+).set(
+    body_text_color_subdued="*neutral_500",
+    block_info_text_color="*neutral_500",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+)
+CACHE_SECONDS = 3600  # uploads are deleted after this
+EMPTY = '<p class="preview-message" style="border: 0">Choose an image, name classes, and press Label.</p>'
+
+
+def css() -> str:
+    """The styles of the result."""
+    folder = files("pipeline").joinpath("templates")
+    return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("figure.css", "preview.css"))
+
+
+def build_page(previewer: Previewer, classes: ClassList, examples: Sequence[Path]) -> gr.Blocks:
+    """The page, ready to launch. `classes` are filled in at first; `examples` are image files to pick from."""
+    settings = previewer.config.model
+    with gr.Blocks(analytics_enabled=False, title="cliper", delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
+        gr.Markdown("# cliper\nTry classes and thresholds on one image, then take the settings to `cliper label`.")
+        with gr.Row():
+            with gr.Column(scale=2):
+                image = gr.Image(sources=["upload", "clipboard"], height=300)
+                _example_buttons(examples, image)
+                inputs = [image, *_word_inputs(settings, classes), *_switches(settings)]
+                button = gr.Button("Label", variant="primary")
+            with gr.Column(scale=3):
+                result = gr.HTML(EMPTY)
+
+        def run(upload: dict[str, Any] | None, *values: Any) -> str:
+            return answer(previewer, None if upload is None else Path(upload["path"]), *values)
+
+        # Without Gradio's preprocessing, which opens the image and turns it: the file itself is what counts.
+        button.click(run, inputs, result, preprocess=False, concurrency_limit=1, api_name="label")
+    return page
+
+
+def _example_buttons(examples: Sequence[Path], image: gr.Image) -> None:
+    """One button per example; `gr.Examples` gives its buttons no name that a screen reader could say."""
+    with gr.Row(elem_classes="examples"):
+        for path in examples:
+            button = gr.Button(path.name, icon=path, size="sm", min_width=100)
+            button.click(lambda chosen=str(path): chosen, None, image, api_visibility="private")
+
+
+def _word_inputs(settings: CLIPerConfig, classes: ClassList) -> list[gr.Textbox]:
+    return [
+        gr.Textbox(
+            "; ".join(class_lines(classes)),
+            label="Classes",
+            info="Separated by semicolons. 'name = other words' gives a class other words",
+            lines=3,
+        ),
+        gr.Textbox(
+            "; ".join(settings.prompts.background_words),
+            label="Background words",
+            info="Separated by semicolons. They compete with the classes and become background",
+        ),
+    ]
+
+
+def _switches(settings: CLIPerConfig) -> list[Any]:
+    labels, fgc = settings.labels, settings.fgc is not None
+    shares = labels.protocol == "mmseg"
+    background = labels.probability_threshold if shares else labels.background_threshold
+    return [
+        gr.Slider(0, 1, labels.presence_threshold, step=0.01, label="Presence threshold", visible=not shares),
+        gr.Slider(0, 1, background, step=0.01, label="Background threshold"),
+        gr.Checkbox(fgc, label="Fine-grained compensation (FGC)", interactive=fgc),
+    ]
+
+
+def class_lines(classes: ClassList) -> list[str]:
+    """`name` or `name = prompt` for every class."""
+    pairs = zip(classes.names, classes.prompts, strict=True)
+    return [name if name == prompt else f"{name} = {prompt}" for name, prompt in pairs]
+
+
+def answer(
+    previewer: Previewer, path: Path | None, names: str, words: str, presence: float, threshold: float, fgc: bool
+) -> str:
+    """The result for one press of the button, or the message of what was wrong, as HTML."""
+    if path is None:
+        return _message("Choose an image first.")
+    try:
+        choice = Choice(parse_classes(names), parse_words(words), presence, threshold, fgc)
+        return render_preview(previewer.label(path.read_bytes(), path.name, choice))
+    except (CliperError, ImageError) as error:
+        return _message(str(error))
+
+
+def _message(text: str) -> str:
+    return f'<p class="preview-message" role="alert">{escape(text)}</p>'
