@@ -4,7 +4,8 @@
 
 Draws procedural scenes, labels them with `cliper label` and the embedded model on a local Ray, trains a small
 U-Net on the masks through `pipeline.dataset.MaskDataset`, and measures teacher and student on held-out scenes
-against their pixel labels, which nothing was trained on.
+against their pixel labels, which nothing was trained on. With --run, the masks of a run of yours are trained on,
+which must have the embedded model's classes.
 """
 
 import argparse
@@ -14,20 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from examples.scenes import write_scenes
 from jobs.cli import run as as_command
 from jobs.label import label
 from pipeline.dataset import MaskDataset
-from pipeline.decode import decode
 from pipeline.masks import unpack_mask
 from pipeline.rows import LABELED, read_tables
-from pipeline.run import read_run
+from pipeline.run import Run, read_run
 from pipeline.storage import Storage
-from tools.scenes import CLASSES, SEEDS, Scene, make_scenes
+from tools.scenes import CLASSES
 from tools.stage_gains import image_counts, miou
 
 SIDE = 128  # pixels the student sees
@@ -106,49 +106,44 @@ def predict(student: Student, image: np.ndarray) -> np.ndarray:
     return np.asarray(full[0].argmax(0).numpy() + 1, dtype=np.uint8)
 
 
-def draw(folder: Path, seed: int, count: int) -> dict[str, Scene]:
-    """Write `count` scenes as PNG files; returns them by file name."""
-    folder.mkdir(parents=True)
-    scenes = {f"scene-{i:04d}.png": scene for i, scene in enumerate(make_scenes(seed, range(count), workers=2))}
-    for name, scene in scenes.items():
-        Image.fromarray(scene.image).save(folder / name)
-    return scenes
+def labeled(folder: Path) -> Run:
+    """Label the images of a folder of scenes, as the command does."""
+    label(input=str(folder / "images"), output=str(folder / "run"), classes="tiny", config="tiny")
+    return read_run(str(folder / "run"), Storage())
+
+
+def measure(student: Student, heldout: Path, count: int) -> None:
+    """Draw and label held-out scenes; print the mIoU of teacher and student against the pixel labels."""
+    truth = write_scenes(heldout, "heldout", count)
+    rows = [row for table in read_tables(labeled(heldout), keep=LABELED) for row in table.to_pylist()]
+    teacher = [image_counts(truth[row["image_id"]], unpack_mask(row)) for row in rows]
+    learned = [image_counts(scene, predict(student, scene.image)) for scene in truth.values()]
+    size = sum(parameter.numel() for parameter in student.parameters())
+    print(f"teacher   {miou(np.stack(teacher)):.1f} mIoU on {len(rows)} held-out scenes")
+    print(
+        f"student   {miou(np.stack(learned)):.1f} mIoU, {size / 1e6:.1f} million parameters, no pixel label seen"
+    )
 
 
 def main() -> None:
     """Draw, label, train, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/student"), help="new folder for everything written"
-    )
-    parser.add_argument("--scenes", type=int, default=320, help="scenes to label and train on")
+    parser.add_argument("--out", type=Path, default=Path("build/student"), help="new folder for what is written")
+    parser.add_argument("--run", help="run folder to train on, instead of labeling new scenes")
+    parser.add_argument("--scenes", type=int, default=320, help="scenes to label and train on, without --run")
     parser.add_argument("--heldout", type=int, default=60, help="scenes to measure on")
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--min-confidence", type=float, help="ignore classes below this mean confidence, 0 to 1")
     given = parser.parse_args()
     started = time.monotonic()
-    draw(given.out / "train", SEEDS["validation"], given.scenes)
-    truth = draw(given.out / "heldout", SEEDS["test"], given.heldout)
-    for name in ("train", "heldout"):
-        label(input=str(given.out / name), output=str(given.out / f"{name}-run"), classes="tiny", config="tiny")
-
-    run = read_run(str(given.out / "train-run"), Storage())
+    if given.run is None:
+        write_scenes(given.out / "train", "train", given.scenes)
+    run = labeled(given.out / "train") if given.run is None else read_run(given.run, Storage())
     dataset = MaskDataset(run, min_confidence=given.min_confidence, transform=shrink)
     student = train(dataset, len(CLASSES), given.epochs)
+    measure(student, given.out / "heldout", given.heldout)
     torch.save(student.state_dict(), given.out / "student.pt")
-
-    heldout = read_run(str(given.out / "heldout-run"), Storage())
-    rows = [row for table in read_tables(heldout, keep=LABELED) for row in table.to_pylist()]
-    teacher = [image_counts(truth[row["image_id"]], unpack_mask(row)) for row in rows]
-    images = {name: decode((given.out / "heldout" / name).read_bytes(), 10**8).pixels for name in truth}
-    learned = [image_counts(scene, predict(student, images[name])) for name, scene in truth.items()]
-    size = sum(parameter.numel() for parameter in student.parameters())
-    print(f"teacher   {miou(np.stack(teacher)):.1f} mIoU on {len(truth)} held-out scenes")
-    print(
-        f"student   {miou(np.stack(learned)):.1f} mIoU, {size / 1e6:.1f} million parameters, no pixel label seen"
-    )
-    seconds = time.monotonic() - started
-    print(f"time      {seconds:.0f} s for everything, {given.scenes} scenes, {given.epochs} epochs")
+    print(f"time      {time.monotonic() - started:.0f} s, {dataset.rows} images, {given.epochs} epochs")
 
 
 if __name__ == "__main__":
