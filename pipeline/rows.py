@@ -1,5 +1,6 @@
 """Read the rows of a run back, shard by shard: only the columns asked for, only the rows that pass a filter."""
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from pipeline.schema import COLUMNS
 from pipeline.sink import shard_file
 from pipeline.storage import join
 
+STATUSES = ("ok", "failed", "poison")
 METADATA = tuple(name for name in COLUMNS.names if name != "mask")
 
 
@@ -34,10 +36,13 @@ class RowFilter:
     where: str | None = None
 
     def check(self, known: Sequence[str]) -> None:
-        """Raise FilterError for an unknown class, a bound outside 0 to 1, or SQL that does not parse."""
+        """Raise FilterError for an unknown class or status, a bound outside 0 to 1, or SQL that does not parse."""
         unknown = [name for name in self.classes if name not in known and name != "background"]
         if unknown:
-            raise FilterError(f"the run has no class '{unknown[0]}'; it has: {', '.join(known)}")
+            raise FilterError(f"the run has no class '{unknown[0]}'; {_suggest(unknown[0], known)}")
+        strange = [status for status in self.statuses if status not in STATUSES]
+        if strange:
+            raise FilterError(f"there is no status '{strange[0]}'; there are: {', '.join(STATUSES)}")
         for name, bound in (("confidence", self.min_confidence), ("area", self.min_area)):
             if bound is not None and not 0 <= bound <= 1:
                 raise FilterError(f"the minimum {name} must be between 0 and 1, not {bound:g}")
@@ -65,8 +70,10 @@ class RowFilter:
         column = metadata["classes"].combine_chunks()
         entries = pc.list_flatten(column)
         owner = pc.list_parent_indices(column).to_numpy()
-        names = pc.struct_field(entries, "name")
-        wanted = pc.is_in(names, pa.array(self.classes)) if self.classes else pc.not_equal(names, "background")
+        if self.classes:
+            wanted = pc.is_in(pc.struct_field(entries, "name"), pa.array(self.classes))
+        else:
+            wanted = pc.greater(pc.struct_field(entries, "class_id"), 0)
         pixels = pc.struct_field(entries, "pixels").to_numpy(zero_copy_only=False)
         size = pc.multiply(metadata["width"].cast(pa.int64()), metadata["height"].cast(pa.int64()))
         area = np.maximum(pc.fill_null(size, 1).to_numpy(), 1)
@@ -116,6 +123,14 @@ def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter, corre
     return file.read(columns).take(places)
 
 
+def _suggest(name: str, known: Sequence[str]) -> str:
+    """Names close to one that does not exist, or the first few."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"it has {len(known)}: {', '.join(known[:10])}{', ...' if len(known) > 10 else ''}"
+
+
 def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
     """Places of the rows for which an SQL condition holds."""
     try:
@@ -127,7 +142,7 @@ def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
     connection.execute("SET enable_external_access = false")  # a condition reads the rows and nothing else
     try:
         connection.register("rows", rows)
-        found = connection.execute(f"SELECT _place FROM rows WHERE ({condition}) ORDER BY _place")  # noqa: S608
+        found = connection.execute(f"SELECT _place FROM rows WHERE ({condition}\n) ORDER BY _place")
         return found.fetchnumpy()["_place"].astype(np.int64)
     except duckdb.Error as error:
         reason = str(error).splitlines()[0]
