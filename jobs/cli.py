@@ -19,6 +19,7 @@ from jobs.prepare import prepare
 from jobs.report import report
 from jobs.review import review
 from jobs.serve import serve
+from jobs.status import status
 from jobs.verify import verify
 from pipeline.errors import TooManyFailuresError
 
@@ -41,6 +42,7 @@ app.command()(plan)
 app.command()(prepare)
 app.command()(evaluate)
 app.command()(verify)
+app.command()(status)
 app.command()(export)
 app.command()(report)
 app.command()(serve)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from jobs.label import parse_options
+from pipeline.lease import hold
 from pipeline.orphans import clean_run
 from pipeline.run import read_run
 from pipeline.storage import Storage
@@ -36,8 +37,9 @@ def verify(
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     if clean:
-        for orphan in clean_run(opened):
-            print(f"removed {orphan.file}: {orphan.reason}")
+        with hold(opened.uri, opened.storage):  # what a driver is about to rename is no orphan
+            for orphan in clean_run(opened):
+                print(f"removed {orphan.file}: {orphan.reason}")
     report = verify_run(opened, processes)
     print_report(report)
     if json_file is not None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from pipeline.errors import RunError
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.poison import attempted_shard
 from pipeline.run import Run
 from pipeline.sink import shard_number
 from pipeline.storage import join
 from pipeline.uploads import abort_upload, incomplete_uploads
 
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage._write_local
-_ATTEMPTS = re.compile(r"attempts/shard-(\d{6,})\.json")  # see poison.attempts_file
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def judge(name: str, shards: int, done: Collection[int]) -> Orphan | None:
     """Say what a file of a run folder is an orphan of, or None. Evaluations and foreign folders are left alone."""
     if _TEMPORARY.fullmatch(name.rpartition("/")[2]):
         return Orphan(name, "left by an interrupted write")
-    attempt = _ATTEMPTS.fullmatch(name)
-    if attempt and int(attempt[1]) in done:
+    if name.startswith("attempts/") and attempted_shard(name.removeprefix("attempts/")) in done:
         return Orphan(name, "attempts at a finished shard")
     if name.startswith("labels/"):
         shard = shard_number(name.removeprefix("labels/"))

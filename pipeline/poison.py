@@ -8,6 +8,7 @@ of the shard goes on. Two, because a lost machine must not convict the image it 
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from pipeline.storage import Storage, join
 
 CAREFUL_AFTER = 2  # unfinished starts
 POISON_AFTER = 2  # deaths while the image was alone
+
+_NAME = re.compile(r"shard-(\d{6,})\.json")
 
 
 @dataclass
@@ -25,18 +28,25 @@ class Attempts:
     uri: str
     starts: int = 0
     deaths: Counter[str] = field(default_factory=Counter)
+    current: str | None = None  # the image at work, where they are taken one by one
+
+    @classmethod
+    def read(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts | None":
+        """The shard's file, or None if nobody is at it, or if it was torn by a crash of the machine."""
+        uri = attempts_file(run_uri, shard)
+        try:
+            found = json.loads(storage.read(uri))
+            return cls(storage, uri, found["starts"], Counter(found["deaths"]), found["current"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
 
     @classmethod
     def begin(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts":
         """Read the shard's file, charge a death to the image it names, and note this start."""
-        uri = attempts_file(run_uri, shard)
-        try:
-            found = json.loads(storage.read(uri))
-        except FileNotFoundError:
-            found = {"starts": 0, "deaths": {}, "current": None}
-        attempts = cls(storage, uri, found["starts"] + 1, Counter(found["deaths"]))
-        if found["current"] is not None:
-            attempts.deaths[found["current"]] += 1
+        attempts = cls.read(storage, run_uri, shard) or cls(storage, attempts_file(run_uri, shard))
+        attempts.starts += 1
+        if attempts.current is not None:
+            attempts.deaths[attempts.current] += 1
         attempts.note(None)
         return attempts
 
@@ -51,6 +61,7 @@ class Attempts:
 
     def note(self, image_id: str | None) -> None:
         """Write down the image about to be touched."""
+        self.current = image_id
         content = {"starts": self.starts, "deaths": dict(self.deaths), "current": image_id}
         self.storage.write(self.uri, json.dumps(content).encode())
 
@@ -58,6 +69,12 @@ class Attempts:
 def attempts_file(run_uri: str, shard: int) -> str:
     """The file that counts attempts at a shard."""
     return join(run_uri, f"attempts/shard-{shard:06d}.json")
+
+
+def attempted_shard(name: str) -> int | None:
+    """The shard of a file in attempts/, or None if it is not one of ours."""
+    match = _NAME.fullmatch(name)
+    return None if match is None else int(match[1])
 
 
 def forget_attempts(storage: Storage, run_uri: str, shard: int) -> None:

@@ -1,0 +1,84 @@
+"""`cliper status`: how far a run is, from any machine."""
+
+from datetime import datetime, timedelta, timezone
+from typing import Annotated
+
+import typer
+
+from jobs.label import parse_options
+from pipeline.run import read_run
+from pipeline.status import Status, read_status
+from pipeline.storage import Storage
+
+Opt = typer.Option
+
+
+def status(
+    run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
+    json_output: Annotated[bool, Opt("--json", help="Print JSON")] = False,
+    quick: Annotated[bool, Opt("--quick", help="List names only; do not read what failed")] = False,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+) -> None:
+    """Show what of RUN is done, how fast, what failed, when it will end, and who works on it.
+
+    Reads names, times and file footers; the driver is not asked, and nothing is written.
+    """
+    found = read_status(read_run(run, Storage(parse_options(storage_option or []))), failures=not quick)
+    print(found.to_json() if json_output else describe(found, datetime.now(timezone.utc)))
+
+
+def describe(found: Status, now: datetime) -> str:
+    """The status as lines for people; `now` is aware."""
+    share = f" ({found.images_done / found.images:.1%})" if found.images else ""
+    lines = [
+        ("run", f"{found.uri}, {found.fingerprint}, {found.state}"),
+        ("images", f"{found.images_done} of {found.images}{share}"),
+        ("shards", f"{found.shards_done} of {found.shards}"),
+        ("rate", "unknown yet" if found.rate is None else f"{found.rate:.1f} images/s over the last shards"),
+        ("left", _left(found, now)),
+        ("failed", _failed(found)),
+        ("driver", _driver(found)),
+    ]
+    if found.started:
+        lines.append(("at work", _started(found)))
+    return "\n".join(f"{name:<10}{text}" for name, text in lines)
+
+
+def _left(found: Status, now: datetime) -> str:
+    if found.images and found.images_done == found.images:
+        return "nothing"
+    if found.seconds_left is None:
+        return "unknown: too few shards" if found.state == "running" else "until somebody continues it"
+    end = now + timedelta(seconds=found.seconds_left)
+    return f"about {timedelta(seconds=round(found.seconds_left))}, until {end:%Y-%m-%d %H:%M} UTC"
+
+
+def _failed(found: Status) -> str:
+    if found.failures is None:
+        return "not read (--quick)"
+    causes = ", ".join(f"{cause} {count}" for cause, count in found.failures.items())
+    unread = f"; {found.unreadable} files could not be read: run cliper verify" if found.unreadable else ""
+    return f"{sum(found.failures.values())}" + (f" ({causes})" if causes else "") + unread
+
+
+def _driver(found: Status) -> str:
+    driver = found.driver
+    if driver is None:
+        return "none"
+    gone = " (its process is gone: the next command takes over)" if driver["lives"] is False else ""
+    return f"process {driver['pid']} on {driver['host']} since {driver['since']}, seen {driver['renewed']}{gone}"
+
+
+def _started(found: Status) -> str:
+    again = [started for started in found.started if started.starts > 1]
+    deaths = sum(started.deaths for started in again)
+    text = f"{len(found.started)} shards begun, {len(again)} of them again"
+    return text + (f" after {deaths} deaths of an image's process" if deaths else "")
+
+
+if __name__ == "__main__":
+    from jobs.cli import run as run_command
+
+    run_command(lambda: typer.run(status))
