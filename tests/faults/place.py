@@ -26,8 +26,7 @@ class Place:
     name: str
     root: str
     folder: Path
-    options: dict[str, str] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)  # of the storage; nodes do not share an environment
 
     def corpus(self, images: int, extra: Mapping[str, bytes] = {}) -> dict[str, bytes]:
         """Write the corpus `corpus-IMAGES` if it is not there, and return name -> content."""
@@ -55,7 +54,7 @@ def s3_place(folder: Path) -> Iterator[Place]:
     folder.mkdir(parents=True, exist_ok=True)
     server = S3Server(folder)
     try:
-        yield Place("s3", server.bucket("bucket"), folder / "bucket", server.options, server.environment)
+        yield Place("s3", server.bucket("bucket"), folder / "bucket", server.options)
     finally:
         server.process.kill()
         server.process.wait()

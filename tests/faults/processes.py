@@ -21,7 +21,7 @@ PATIENCE = 600.0  # seconds until a scenario is given up; nothing is judged by i
 class Driver:
     """`python -m tests.faults.driver label ...` in a session of its own."""
 
-    def __init__(self, place: Place, run: str, options: list[str], ray: str | None, **environment: str) -> None:
+    def __init__(self, place: Place, run: str, options: list[str], ray: str | None) -> None:
         """Label into `run` at `place`, on the Ray at `ray` or (None) one that the driver starts itself."""
         self.place, self.run, self.log = place, run, place.folder.parent / f"{place.name}-{run}.log"
         command = [
@@ -33,12 +33,11 @@ class Driver:
             f"{place.root}/{run}",
             *options,
         ]
-        known = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        known |= {"PYTHONPATH": str(ROOT)} | place.environment | environment
-        known |= {"RAY_ADDRESS": ray} if ray else {}
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"RAY_ADDRESS": ray} if ray else {})
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=known, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
     def shards(self) -> int:

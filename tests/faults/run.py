@@ -6,7 +6,8 @@ import os
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from tests.conftest import ROOT
 from tests.faults.place import Place, local_place, s3_place
 from tests.faults.scenarios import ONLY_AT, SCENARIOS, Setting
 
-TARGET = ROOT / "build" / "faults.json"
 FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
     "driver killed": (2000, 25),
     "driver killed, embedded model": (600, 8),
@@ -38,21 +38,21 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeat for more")
     parser.add_argument("--storage", action="append", choices=["local", "s3"], help="default: both")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of every random choice")
+    parser.add_argument("--target", type=Path, default=ROOT / "build" / "faults.json", help="the results as JSON")
     given = parser.parse_args()
-    results = [
-        run(fault, storage, given.quick, given.seed)
-        for fault in given.only or SCENARIOS
-        for storage in given.storage or ("local", "s3")
-        if ONLY_AT.get(fault, storage) == storage
-    ]
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(json.dumps({"seed": given.seed, "results": results}, indent=1))
+    results: list[dict[str, Any]] = []
+    for storage in given.storage or ("local", "s3"):
+        for fault in given.only or SCENARIOS:
+            if ONLY_AT.get(fault, storage) == storage:
+                results.append(run(fault, storage, given.quick, given.seed))
+                given.target.parent.mkdir(exist_ok=True, parents=True)
+                given.target.write_text(json.dumps({"seed": given.seed, "results": results}, indent=1))
     print(table(results))
     sys.exit(0 if all(result["clean"] for result in results) else 1)
 
 
 def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
-    """One scenario in a folder of its own, which stays if something went wrong."""
+    """One scenario in a folder of its own. Drivers at `local` bring their own Ray, those at `s3` share one."""
     images, times = QUICK.get(fault, (200, 1)) if quick else FULL.get(fault, (2000, 1))
     started = time.monotonic()
     result: dict[str, Any] = {"fault": fault, "storage": storage, "images": images}
@@ -60,8 +60,11 @@ def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     with ExitStack() as stack:
         place = _place(storage, folder, stack)
+        shared = stack.enter_context(_shared_ray()) if storage == "s3" else None
         try:
-            outcome = SCENARIOS[fault](Setting(place, images, times, seed))
+            outcome = SCENARIOS[fault](
+                Setting(place, images, times, seed, shared, os.getpid() if shared else None)
+            )
         except AssertionError as error:
             print(error, f"kept: {folder}", file=sys.stderr)
             return result | {"clean": False, "error": str(error)[-2000:]}
@@ -82,6 +85,18 @@ def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
 
 def _place(storage: str, folder: Path, stack: ExitStack) -> Place:
     return local_place(folder / "disk") if storage == "local" else stack.enter_context(s3_place(folder / "s3"))
+
+
+@contextmanager
+def _shared_ray() -> Iterator[str]:
+    """A Ray that outlives its drivers, as a cluster does."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from tests.conftest import ROOT
 from tests.fakes import BROKEN, CLASSES, jpeg
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
 from tests.faults.processes import Driver, workers
@@ -60,7 +61,10 @@ def options(setting: Setting, segmenter: str = "steady", **config: Any) -> list[
     classes = folder / "classes.txt"
     classes.write_text("\n".join(CLASSES.names) + "\n")
     corpus = f"{setting.place.root}/corpus-{setting.images}"
-    return ["--input", corpus, "--config", str(path), "--classes", str(classes)]
+    command = ["--input", corpus, "--config", str(path), "--classes", str(classes)]
+    for name, value in setting.place.options.items():
+        command += ["--storage-option", f"{name}={value}"]
+    return command
 
 
 def finished(setting: Setting, run: str, command: list[str], expected: Expected, **detail: Any) -> Outcome:
@@ -131,8 +135,11 @@ def node_lost(setting: Setting) -> Outcome:
     from ray.cluster_utils import Cluster
 
     expected = brightness_of(setting.place.corpus(setting.images))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
+    known = {"PYTHONPATH": str(ROOT)}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "env_vars": known}
+    )
+    nodes = [cluster.add_node(num_cpus=2, env_vars=known) for _ in range(2)]
     try:
         two = {"actors": 2, "cpus_per_actor": 1}
         driver = Driver(setting.place, "node-lost", options(setting, resources=two), cluster.address)
@@ -140,7 +147,7 @@ def node_lost(setting: Setting) -> Outcome:
             driver.wait_for_shards(driver.shards() + 2)
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
             driver.wait_for_shards(driver.shards() + 1)
-            nodes.append(cluster.add_node(num_cpus=2))
+            nodes.append(cluster.add_node(num_cpus=2, env_vars=known))
         driver.finish()
     finally:
         cluster.shutdown()
@@ -150,11 +157,11 @@ def node_lost(setting: Setting) -> Outcome:
 def flaky_storage(setting: Setting) -> Outcome:
     """A proxy that breaks 10% of all requests to the S3 server, one way of five."""
     expected = brightness_of(setting.place.corpus(setting.images))
-    patience = ["--storage-option", "config_kwargs={read_timeout: 3}"]
-    endpoint = setting.place.environment["AWS_ENDPOINT_URL"]
-    with FlakyProxy(endpoint, rate=0.1, seed=setting.seed) as proxy:
-        command = options(setting, "brightness") + patience
-        Driver(setting.place, "flaky", command, setting.ray, AWS_ENDPOINT_URL=proxy.endpoint).finish()
+    with FlakyProxy(setting.place.options["endpoint_url"], rate=0.1, seed=setting.seed) as proxy:
+        command = options(setting, "brightness")
+        command += ["--storage-option", f"endpoint_url={proxy.endpoint}"]  # the last one counts
+        command += ["--storage-option", "config_kwargs={read_timeout: 3}"]
+        Driver(setting.place, "flaky", command, setting.ray).finish()
         detail = {"requests": proxy.requests, "broken": sum(proxy.injected.values()), **proxy.injected}
     return Outcome(count(setting.place.open("flaky"), expected), detail)
 
