@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DatasetError
 from pipeline.prepare import ade20k, cityscapes, coco, context, folder, voc
 from pipeline.prepare.base import Sample
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, absolute, join
 
 INDEX = pa.schema(
     [
@@ -127,4 +127,4 @@ def open_prepared(uri: str, storage: Storage) -> Prepared:
             f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
         ) from error
     content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
-    return Prepared(uri, storage, **content)
+    return Prepared(absolute(uri), storage, **content)

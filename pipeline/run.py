@@ -21,7 +21,7 @@ from pipeline.config import JobConfig
 from pipeline.errors import RunError
 from pipeline.lease import LEASE_FILE
 from pipeline.manifest import Manifest
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, absolute, join
 
 # Settings that change how a run executes but not what it writes.
 _NOT_IDENTITY = ("resources",)
@@ -106,7 +106,7 @@ def open_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
     if not check_folder(uri, storage, identity):
         content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
         storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
-    return Run(uri, storage, identity)
+    return Run(absolute(uri), storage, identity)
 
 
 def check_folder(uri: str, storage: Storage, identity: Mapping[str, Any]) -> bool:
@@ -146,7 +146,7 @@ def free_folder(uri: str, storage: Storage) -> str:
 def read_run(uri: str, storage: Storage) -> Run:
     """Open an existing run folder for reading. Raises RunError if it is none."""
     try:
-        return Run(uri, storage, json.loads(storage.read(join(uri, "run.json")))["identity"])
+        return Run(absolute(uri), storage, json.loads(storage.read(join(uri, "run.json")))["identity"])
     except FileNotFoundError as error:
         raise RunError(f"{uri} is not a run folder: it has no run.json") from error
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.config import InputConfig
 from pipeline.decode import SUFFIXES
 from pipeline.errors import InputError
-from pipeline.storage import Storage, is_local, join
+from pipeline.storage import Storage, absolute, is_local, join
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Entry:
 
 def list_entries(storage: Storage, uri: str, config: InputConfig) -> Iterator[Entry]:
     """Yield the corpus in a fixed order. Raises InputError or StorageError."""
+    uri = absolute(uri)
     name = config.format if config.format != "auto" else detect_format(uri)
     try:
         yield from SOURCES[name](storage, uri, config)

@@ -223,6 +223,11 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+def absolute(uri: str) -> str:
+    """A local path from the root: Ray's workers need not stand in the folder a command was given in."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
 def join(uri: str, *parts: str) -> str:
     """Append path parts to a URI."""
     return "/".join([uri.rstrip("/") or "/", *parts])
