@@ -1,6 +1,7 @@
 """`cliper serve`: a page to try classes and thresholds on single images."""
 
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -38,28 +39,37 @@ def serve(
         raise CliperError("`cliper serve` needs Gradio: pip install 'cliper[serve]'") from error
     from pipeline.preview import Previewer
 
+    check_address(host, port)
     page = build_page(Previewer(settings), names, pictures)
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            inbrowser=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            theme=THEME,
-            css=css(),
-            footer_links=[],
-            ssr_mode=False,
-            max_file_size="100mb",
-        )
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error}; choose another --port") from error
+    page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        inbrowser=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        theme=THEME,
+        css=css(),
+        footer_links=[],
+        ssr_mode=False,
+        max_file_size="100mb",
+    )
     print(f"serving   http://{host}:{port} (Ctrl-C stops)", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
         page.close()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ConfigError if nobody can listen there; better before the model is loaded than after."""
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
+        ) from error
 
 
 def find_examples(folder: Path | None) -> list[Path]:

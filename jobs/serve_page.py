@@ -59,7 +59,7 @@ def _example_buttons(examples: Sequence[Path], image: gr.Image) -> None:
     """One button per example; `gr.Examples` gives its buttons no name that a screen reader could say."""
     with gr.Row(elem_classes="examples"):
         for path in examples:
-            button = gr.Button(path.name, icon=path, size="sm", min_width=100)
+            button = gr.Button(path.name, icon=path, size="sm", min_width=80)
             button.click(lambda chosen=str(path): chosen, None, image, api_visibility="private")
 
 
