@@ -49,7 +49,8 @@ class ClassList:
 
 def _parse_line(number: int, line: str, source: str) -> tuple[str, str]:
     name, separator, prompt = (part.strip() for part in line.partition("="))
-    if not name or (separator and not all(word.strip() for word in prompt.split("|"))):
+    words = prompt if separator else name
+    if not name or not all(word.strip() for word in words.split("|")):
         raise ClassListError(
             f"{source}: line {number} is '{line}'; expected 'name', 'name = prompt' or 'name = prompt | prompt'"
         )

@@ -88,19 +88,26 @@ def list_uris(storage: Storage, uri: str, config: InputConfig) -> Iterator[Entry
 def _list_rows(storage: Storage, uri: str, config: InputConfig) -> Iterator[dict[str, Any]]:
     with storage.open(uri) as handle:
         if not uri.lower().endswith(".parquet"):
-            text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-            if uri.lower().endswith(".txt"):
-                yield from ({config.uri_column: line.strip()} for line in text if line.strip())
-                return
-            reader = csv.DictReader(text)
-            _need_columns(uri, reader.fieldnames or (), config.uri_column)
-            yield from reader
+            try:
+                yield from _text_rows(handle, uri, config)
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise InputError(f"{uri} is not a list in UTF-8 text: {error}") from error
             return
         file = _parquet(handle, uri)
         _need_columns(uri, file.schema_arrow.names, config.uri_column)
         columns = [c for c in (config.uri_column, config.id_column) if c in file.schema_arrow.names]
         for batch in file.iter_batches(columns=columns):
             yield from batch.to_pylist()
+
+
+def _text_rows(handle: Any, uri: str, config: InputConfig) -> Iterator[dict[str, Any]]:
+    with io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text:
+        if uri.lower().endswith(".txt"):
+            yield from ({config.uri_column: line.strip()} for line in text if line.strip())
+            return
+        reader = csv.DictReader(text)
+        _need_columns(uri, reader.fieldnames or (), config.uri_column)
+        yield from reader
 
 
 def _need_columns(uri: str, names: Any, needed: str) -> None:
