@@ -1,5 +1,6 @@
-"""`ray job submit` against a head started for the test: the job runs on that cluster and reports its exit code."""
+"""`ray job` against a head started for the test: submit, follow, stop, submit again, and the exit codes."""
 
+import json
 import os
 import secrets
 import signal
@@ -8,13 +9,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import PHOTOS
+from tests.conftest import PHOTOS, ROOT
+from tests.fakes import write_corpus
+from tests.faults.processes import workers
+from tests.faults.scenarios import SEGMENTING
 from tests.test_cli import all_rows
 
 BIN = Path(sys.executable).parent
@@ -81,28 +85,64 @@ def head() -> Iterator[Head]:
             started.stop()
 
 
-def test_submitted_job_labels_and_follows(head: Head, tmp_path: Path, settings: dict[str, str]) -> None:
+def label_command(corpus: Path, output: Path, settings: dict[str, str]) -> list[str]:
     options = [part for pair in settings.items() for part in pair]
-    command = [
-        "--",
-        str(BIN / "cliper"),
-        "label",
-        "--input",
-        str(PHOTOS),
-        "--output",
-        str(tmp_path / "run"),
-        *options,
-    ]
-    done = head.job("submit", *command)
+    return ["--", str(BIN / "cliper"), "label", "--input", str(corpus), "--output", str(output), *options]
+
+
+def test_submitted_job_labels_and_follows(head: Head, tmp_path: Path, settings: dict[str, str]) -> None:
+    done = head.job("submit", *label_command(PHOTOS, tmp_path / "run", settings))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "labeled   4 images" in done.stdout
     assert len(all_rows(tmp_path / "run")) == 4
 
 
 def test_submitted_mistake_fails_the_job(head: Head, tmp_path: Path) -> None:
-    done = head.job(
-        "submit", "--", str(BIN / "cliper"), "label", "--input", "/nothing", "--output", str(tmp_path / "o")
-    )
+    done = head.job("submit", *label_command(Path("/nothing"), tmp_path / "run", {}))
     assert done.returncode == 1  # ray's own code for a failed job
     assert "failed with exit code 2" in done.stdout + done.stderr
     assert "cliper: input /nothing does not exist" in done.stdout + done.stderr
+
+
+def segmenting(head: Head) -> list[int]:
+    """The segmenting actors of this head's Ray."""
+    return workers(head.process.pid, SEGMENTING)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.1)
+
+
+def test_stopped_job_stops_its_work_and_another_one_finishes_it(head: Head, tmp_path: Path) -> None:
+    """The first job would take minutes (a second an image, by its runtime environment); the second does not."""
+    corpus, run = tmp_path / "corpus", tmp_path / "run"
+    write_corpus(corpus, 200)
+    (tmp_path / "config.yaml").write_text("{segmenter: steady, shard: {images: 4}, resources: {actors: 1}}")
+    (tmp_path / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    files = {"--config": str(tmp_path / "config.yaml"), "--classes": str(tmp_path / "classes.txt")}
+    command = label_command(corpus, run, files)
+    command[1:2] = [sys.executable, "-m", "tests.faults.driver"]
+    environment = {"PYTHONPATH": str(ROOT), "STEADY_SECONDS": "1"}
+    slow = ["--runtime-env-json", json.dumps({"env_vars": environment})]
+    submitted = head.job("submit", "--no-wait", "--submission-id", "first", *slow, *command)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    wait_for(lambda: list((run / "labels").glob("shard-*")), "nothing was labeled")
+    assert segmenting(head)
+    stopped = head.job("stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert "stopped" in head.job("status", "first").stdout
+    wait_for(lambda: not segmenting(head), "the actor still lives")
+    assert len(list((run / "labels").iterdir())) < 50
+    assert not (run / "lease.json").exists()
+    logs = head.job("logs", "first")
+    assert f"stopped; the same command continues {run}" in logs.stdout + logs.stderr
+
+    fast = ["--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})]
+    done = head.job("submit", *fast, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "continuing: " in done.stdout + done.stderr
+    rows = all_rows(run)
+    assert len(rows) == len({row["image_id"] for row in rows}) == 200

@@ -44,12 +44,9 @@ class Driver:
         """Committed so far, whoever committed them."""
         return len(list((self.place.folder / self.run / "labels").glob("shard-*.parquet")))
 
-    def kill(self, everything: bool = True) -> None:
-        """SIGKILL: the whole session (a machine's end), or only the driver."""
-        if everything:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        else:
-            self.process.kill()
+    def kill(self) -> None:
+        """SIGKILL the driver's whole session: a Ray that it started itself dies with it."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def finish(self, expected: int = 0) -> str:

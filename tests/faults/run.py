@@ -15,16 +15,18 @@ from tests.conftest import ROOT
 from tests.faults.place import Place, local_place, s3_place
 from tests.faults.scenarios import ONLY_AT, SCENARIOS, Setting
 
+STORAGES = ("local", "s3")
+OWN_RAY = {"machine killed, embedded model", "node lost and added"}  # the fault takes Ray with it
 FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
     "driver killed": (2000, 25),
-    "driver killed, embedded model": (600, 8),
+    "machine killed, embedded model": (600, 8),
     "actor or writer killed": (2000, 30),
     "node lost and added": (2000, 4),
     "poison images": (2000, 11),
 }
 QUICK = {
     "driver killed": (200, 3),
-    "driver killed, embedded model": (100, 2),
+    "machine killed, embedded model": (100, 2),
     "actor or writer killed": (200, 4),
     "node lost and added": (300, 1),
     "poison images": (200, 3),
@@ -36,23 +38,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images and few faults: minutes, not an hour")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeat for more")
-    parser.add_argument("--storage", action="append", choices=["local", "s3"], help="default: both")
+    parser.add_argument("--storage", action="append", choices=STORAGES, help="default: both")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10**6, help="of every random choice")
     parser.add_argument("--target", type=Path, default=ROOT / "build" / "faults.json", help="the results as JSON")
     given = parser.parse_args()
     results: list[dict[str, Any]] = []
-    for storage in given.storage or ("local", "s3"):
-        for fault in given.only or SCENARIOS:
+    wanted = [(fault, storage) for fault in given.only or SCENARIOS for storage in given.storage or STORAGES]
+    with shared_ray() as address:
+        for fault, storage in wanted:
             if ONLY_AT.get(fault, storage) == storage:
-                results.append(run(fault, storage, given.quick, given.seed))
+                results.append(run(fault, storage, given.quick, given.seed, address))
                 given.target.parent.mkdir(exist_ok=True, parents=True)
                 given.target.write_text(json.dumps({"seed": given.seed, "results": results}, indent=1))
     print(table(results))
     sys.exit(0 if all(result["clean"] for result in results) else 1)
 
 
-def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
-    """One scenario in a folder of its own. Drivers at `local` bring their own Ray, those at `s3` share one."""
+def run(fault: str, storage: str, quick: bool, seed: int, address: str) -> dict[str, Any]:
+    """One scenario in a folder of its own. Drivers share the Ray at `address`, see OWN_RAY."""
     images, times = QUICK.get(fault, (200, 1)) if quick else FULL.get(fault, (2000, 1))
     started = time.monotonic()
     result: dict[str, Any] = {"fault": fault, "storage": storage, "images": images}
@@ -60,11 +63,9 @@ def run(fault: str, storage: str, quick: bool, seed: int) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     with ExitStack() as stack:
         place = _place(storage, folder, stack)
-        shared = stack.enter_context(_shared_ray()) if storage == "s3" else None
+        ray = None if fault in OWN_RAY else address
         try:
-            outcome = SCENARIOS[fault](
-                Setting(place, images, times, seed, shared, os.getpid() if shared else None)
-            )
+            outcome = SCENARIOS[fault](Setting(place, images, times, seed, ray, os.getpid() if ray else None))
         except AssertionError as error:
             print(error, f"kept: {folder}", file=sys.stderr)
             return result | {"clean": False, "error": str(error)[-2000:]}
@@ -88,11 +89,11 @@ def _place(storage: str, folder: Path, stack: ExitStack) -> Place:
 
 
 @contextmanager
-def _shared_ray() -> Iterator[str]:
+def shared_ray() -> Iterator[str]:
     """A Ray that outlives its drivers, as a cluster does."""
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
         yield ray.get_runtime_context().gcs_address
     finally:

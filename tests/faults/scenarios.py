@@ -74,22 +74,22 @@ def finished(setting: Setting, run: str, command: list[str], expected: Expected,
 
 
 def driver_killed(setting: Setting) -> Outcome:
-    """SIGKILL the driver again and again: while it starts, works or commits; resume each time."""
+    """SIGKILL the driver again and again: while it starts, lists, works or commits; resume each time."""
     expected = brightness_of(setting.place.corpus(setting.images))
     command, at = options(setting), []
     generator = random.Random(setting.seed)
-    for kill in range(setting.times):
+    for _ in range(setting.times):
         driver = Driver(setting.place, "driver-killed", command, setting.ray)
         more = generator.choice([0, 1, 1, 2])
         driver.wait_for_shards((at[-1] if at else 0) + more)
         time.sleep(generator.uniform(0, 8) if more == 0 else generator.uniform(0, 0.3))
-        driver.kill(everything=kill % 2 == 0)
+        driver.kill()
         at.append(driver.shards())
     return finished(setting, "driver-killed", command, expected, kills=setting.times, shards_at_kills=at)
 
 
-def real_model_killed(setting: Setting) -> Outcome:
-    """The same with the embedded model, against a run of it that nobody disturbed."""
+def machine_killed(setting: Setting) -> Outcome:
+    """SIGKILL the driver with its whole Ray, under the embedded model; compare with a run nobody disturbed."""
     setting.place.corpus(setting.images)
     model = {"backbone": {"model": "embedded:tiny"}, "fusion": {"short_side": 64}, "fgc": None}
     command = options(setting, "cliper", model=model)
@@ -235,7 +235,7 @@ def disk_full(setting: Setting) -> Outcome:
 
 SCENARIOS: dict[str, Callable[[Setting], Outcome]] = {
     "driver killed": driver_killed,
-    "driver killed, embedded model": real_model_killed,
+    "machine killed, embedded model": machine_killed,
     "actor or writer killed": workers_killed,
     "node lost and added": node_lost,
     "poison images": poison_images,
