@@ -17,6 +17,7 @@ from jobs.label import label
 from jobs.plan import plan
 from jobs.prepare import prepare
 from jobs.report import report
+from jobs.retry import retry
 from jobs.review import review
 from jobs.serve import serve
 from jobs.status import status
@@ -43,6 +44,7 @@ app.command()(prepare)
 app.command()(evaluate)
 app.command()(verify)
 app.command()(status)
+app.command()(retry)
 app.command()(export)
 app.command()(report)
 app.command()(serve)

@@ -9,7 +9,7 @@ and one actor class.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pipeline.config import JobConfig, ResourceConfig
 from pipeline.errors import ResourceError
 from pipeline.load import load_entries
 from pipeline.manifest import Manifest
+from pipeline.redo import Failed, merge_into_shard, with_tries
 from pipeline.run import Run
 from pipeline.schema import label_schema
 from pipeline.segment import SegmenterFactory, SegmentShard
@@ -51,27 +52,34 @@ def label_corpus(
     pool: Pool,
     model: str,
     then: Callable[[pa.Table], pa.Table] | None = None,
+    again: Mapping[int, Failed] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Label `shards` and yield one summary per shard as it is committed (see sink.write_shard), in any order.
 
     `model` is the one-line description of the weights that every file carries. `then` is one more stage: it gets
     and returns the summary of a shard that was just committed (evaluation counts it against the ground truth).
+    `again` names the failed images of each shard that are to be computed again; their rows replace the old ones.
     """
+    redo = again is not None
+    items = [{"shard": shard} | ({} if again is None else asdict(again[shard])) for shard in shards]
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, model)
 
     def load(block: pa.Table) -> pa.Table:
-        [shard] = block.column("shard").to_pylist()
-        entries = manifest.read_shard(run.storage, run.uri, shard)
-        return load_entries(run.storage, shard, entries, config.input.image_column)
+        [item] = block.to_pylist()
+        entries = manifest.read_shard(run.storage, run.uri, item["shard"])
+        if redo:
+            entries = [entry for entry in entries if entry.image_id in item["image_ids"]]
+        loaded = load_entries(run.storage, item["shard"], entries, config.input.image_column)
+        return with_tries(loaded, item) if redo else loaded
 
     def write(block: pa.Table) -> pa.Table:
-        return write_shard(block, run.storage, run.uri, schema)
+        return write_shard(merge_into_shard(run, block) if redo else block, run.storage, run.uri, schema)
 
     cpu_threads = max(1, int(pool.cpus_per_actor))
 
     with one_shard_per_block():
         labeled = (
-            ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+            ray.data.from_items(items, override_num_blocks=len(items))
             .map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
             .map_batches(
                 SegmentShard,

@@ -119,7 +119,10 @@ class SegmentShard:
         """Label one shard: as many rows out as in, in the same order."""
         [shard] = table.column("shard").unique().to_pylist()
         attempts = Attempts.begin(self.run.storage, self.run.uri, shard)
-        rows = [row | {"attempts": 1 + attempts.deaths[row["image_id"]]} for row in table.to_pylist()]
+        rows = [
+            row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}  # `tried`: see redo.py
+            for row in table.to_pylist()
+        ]
         done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows)
         watch_device()
         return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))

@@ -1,0 +1,97 @@
+"""`cliper retry`: compute the failed rows of a run again."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from jobs.label import Job, parse_options, with_overrides
+from jobs.progress import RunProgress
+from jobs.session import clean_stop, ray_session
+from pipeline.errors import RunError
+from pipeline.lease import hold
+from pipeline.manifest import read_manifest
+from pipeline.redo import Failed, find_failed, forget_counts, require_same, stored_settings
+from pipeline.run import Run, read_run
+from pipeline.segment import SEGMENTERS
+from pipeline.status import read_status
+from pipeline.storage import Storage
+
+Opt = typer.Option
+
+
+def retry(
+    run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
+    error_type: Annotated[
+        list[str] | None,
+        Opt(
+            help="Only rows that failed this way (missing, corrupt, poison, ...); repeat for more", metavar="TYPE"
+        ),
+    ] = None,
+    actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
+    cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
+    storage_option: Annotated[
+        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+    ] = None,
+    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+) -> None:
+    """Compute the failed rows of RUN again, with the settings the run was made with, and put them in their place.
+
+    Finished rows are not touched. An image that fails again stays a failed row, with the new reason and one more
+    attempt. After an interruption, run the same command again. What evaluations counted in the changed shards is
+    removed; the next 'cliper evaluate' counts them anew.
+    """
+    with clean_stop(run):
+        opened = read_run(run, Storage(parse_options(storage_option or [])))
+        with hold(opened.uri, opened.storage):
+            job = open_stored(opened, actors, cpus_per_actor)
+            failed = find_failed(opened, job.manifest, error_type or [])
+            if failed:
+                print_outcome(failed, retry_failed(job, failed, verbose))
+            else:
+                print(f"nothing to retry: {_causes(read_status(opened).failures or {})}")
+
+
+def open_stored(run: Run, actors: int | None, cpus_per_actor: float | None) -> Job:
+    """The job a run was made by, from run.json. Raises RunError if it would now write something else."""
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
+    settings, classes = stored_settings(run)
+    config = with_overrides(settings, actors, cpus_per_actor, None)
+    kind = SEGMENTERS[config.segmenter]
+    require_same(run, config, classes, kind.identity(config))
+    return Job(run, manifest, config, classes, kind, kind.describe(config))
+
+
+def retry_failed(job: Job, failed: dict[int, Failed], verbose: bool) -> RunProgress:
+    """Label the failed images on Ray; returns how many were tried, and what failed again."""
+    from pipeline.flow import label_corpus, plan_pool
+
+    forget_counts(job.run, failed)
+    with RunProgress(sum(len(f.image_ids) for f in failed.values()), 0) as progress, ray_session(verbose) as nodes:
+        pool = plan_pool(job.config.resources, nodes)
+        arguments = (job.run, job.manifest, list(failed), job.kind.make, job.config, job.classes, pool, job.model)
+        for summary in label_corpus(*arguments, again=failed):
+            progress.add(summary | {"images": len(failed[summary["shard"]].image_ids)})
+    return progress
+
+
+def print_outcome(failed: dict[int, Failed], progress: RunProgress) -> None:
+    """What was tried and what still fails, on stdout."""
+    print(f"retried   {progress.images} images in {len(failed)} shards ({progress.seconds:.1f} s)")
+    print(f"left      {_causes(progress.failures)} in these shards")
+
+
+def _causes(failures: Mapping[str, int]) -> str:
+    if not failures:
+        return "no row failed"
+    listed = ", ".join(f"{cause} {count}" for cause, count in Counter(failures).most_common())
+    return f"{sum(failures.values())} rows failed ({listed})"
+
+
+if __name__ == "__main__":
+    from jobs.cli import run as run_command
+
+    run_command(lambda: typer.run(retry))
