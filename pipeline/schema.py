@@ -44,7 +44,7 @@ COLUMNS = pa.schema(
         _field("confidence_p10", pa.float32(), "10th percentile over all pixels, 0 to 1"),
         _field("margin", pa.float32(), "mean lead of the winner over the second-best, 0 to 1"),
         _field("status", pa.string(), "ok, failed, or poison (killed its process)", nullable=False),
-        _field("error_type", pa.string(), "kind of failure, e.g. missing, empty, corrupt; null if ok"),
+        _field("error_type", pa.string(), "kind of failure, e.g. missing, corrupt, out_of_memory; null if ok"),
         _field("error_message", pa.string(), "what was wrong; null if ok"),
         _field("stage", pa.string(), "where it failed: load, decode, segment or encode; null if ok"),
         _field("attempts", pa.int32(), "how often the image was tried", nullable=False),
