@@ -1,7 +1,8 @@
 """The `cliper` command.
 
 Exit codes: 0 done; 1 the command did what it could, and what it found is not good (`verify`: a run that is not
-whole; `label`: more images failed than --max-failures allows); 2 one message explains what to change; 130 stopped with Ctrl-C; 143 stopped with SIGTERM.
+whole; `label`: more images failed than --max-failures allows); 2 one message explains what to change; 130 stopped
+with Ctrl-C; 143 stopped with SIGTERM.
 """
 
 import sys
