@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format check bench stage-gains clean
+.PHONY: demo test lint format check bench faults stage-gains clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tools.demo
@@ -27,6 +27,10 @@ stage-gains: $(VENV)/.demo
 
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks.run
+
+faults: $(VENV)/.test # QUICK=1: minutes instead of an hour
+	$(BIN)/python -m tests.faults.run $(if $(QUICK),--quick)
+	CLIPER_FUZZ=$(if $(QUICK),1000,10000) $(BIN)/python -m pytest -q --timeout=0 --durations=0 tests/test_fuzz.py
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
