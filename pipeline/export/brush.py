@@ -9,22 +9,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pipeline.export.runs import label_counts
+
 LENGTH_BITS = np.array([3, 4, 8, 16])
 WORD_BITS = 8
 _LONGEST = 1 << 16
 _CHANNELS = 4
 
 
-def runs(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maximal runs of equal values of a flat array: starts int64 [n], lengths int64 [n], values [n]."""
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    return starts, np.diff(starts, append=flat.size), flat[starts]
-
-
 def encode_brush(mask: np.ndarray) -> list[int]:
-    """The `rle` of a result: bytes 0 to 255 of a bool [H, W] mask. Work goes with the runs, not the pixels."""
-    _, lengths, values = runs(mask.ravel())
-    lengths = lengths * _CHANNELS  # a pixel is four equal words
+    """The `rle` of a result, bytes 0 to 255, of a bool [H, W] mask."""
+    whole = np.array([mask.size])
+    return encode_counts(label_counts(mask.ravel()).get(1, whole))
+
+
+def encode_counts(counts: np.ndarray) -> list[int]:
+    """The same from the numbers of pixels outside, inside, outside, ... in row order (see label_counts)."""
+    values = np.arange(len(counts)) % 2
+    lengths = counts * _CHANNELS  # a pixel is four equal words
+    if not counts[0]:
+        values, lengths = values[1:], lengths[1:]
     pieces = -(-lengths // _LONGEST)
     owner = np.repeat(np.arange(len(lengths)), pieces)
     piece = np.full(len(owner), _LONGEST)
@@ -33,7 +37,7 @@ def encode_brush(mask: np.ndarray) -> list[int]:
     bits = LENGTH_BITS[size]
     words = np.where(values[owner], 255, 0)
     codes = ((((4 | size) << bits) | (piece - 1)) << WORD_BITS) | words
-    header = (mask.size * _CHANNELS << 5 | WORD_BITS - 1) << 16 | _length_sizes()
+    header = (int(lengths.sum()) << 5 | WORD_BITS - 1) << 16 | _length_sizes()
     head = np.unpackbits(np.frombuffer((header << 11).to_bytes(8, "big"), np.uint8))[:53]
     stream = np.concatenate([head, _left_bits(codes, bits + 3 + WORD_BITS)])
     packed: list[int] = np.packbits(stream).tolist()

@@ -4,6 +4,7 @@ Every class is "stuff": one annotation covers all its pixels in an image. Catego
 """
 
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.export.base import Exporter, Item, Plan, Record, Records, colour
-from pipeline.export.brush import runs
 from pipeline.export.folder import Folder, write_object
+from pipeline.export.runs import label_counts
 
 
 def class_rles(labels: np.ndarray) -> dict[int, dict[str, Any]]:
@@ -20,25 +21,10 @@ def class_rles(labels: np.ndarray) -> dict[int, dict[str, Any]]:
     from pycocotools import mask as coco
 
     height, width = labels.shape
-    starts, lengths, values = runs(labels.ravel(order="F"))
-    order = np.argsort(values, kind="stable")
-    present, first = np.unique(values[order], return_index=True)
-    found = {}
-    for label, members in zip(present.tolist(), np.split(order, first[1:]), strict=True):
-        if label:
-            counts = _counts(starts[members], lengths[members], labels.size)
-            plain = {"size": [height, width], "counts": counts.tolist()}
-            found[label] = coco.frPyObjects(plain, height, width)
-    return found
-
-
-def _counts(starts: np.ndarray, lengths: np.ndarray, total: int) -> np.ndarray:
-    """Alternating numbers of zeros and ones, zeros first, of the runs of ones among `total` places."""
-    ends = starts + lengths
-    counts = np.empty(2 * len(starts) + 1, np.int64)
-    counts[0], counts[1::2] = starts[0], lengths
-    counts[2::2] = np.append(starts[1:], total) - ends
-    return counts if counts[-1] else counts[:-1]
+    return {
+        label: coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+        for label, counts in label_counts(labels.ravel(order="F")).items()
+    }
 
 
 def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
@@ -113,12 +99,11 @@ def segments(labels: np.ndarray) -> list[dict[str, Any]]:
     """COCO panoptic `segments_info` of [H, W]: one segment per label but 0, whose id is the label."""
     from scipy.ndimage import find_objects
 
-    areas = np.bincount(labels.ravel())
     return [
         {
             "id": label,
             "category_id": label,
-            "area": int(areas[label]),
+            "area": int(np.count_nonzero(labels[place] == label)),
             "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
             "iscrowd": 0,
         }
@@ -134,7 +119,7 @@ def _ids_png(labels: np.ndarray) -> bytes:
     pixels[..., 0] = labels & 255
     pixels[..., 1] = labels.astype(np.uint16) >> 8
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

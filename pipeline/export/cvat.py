@@ -12,8 +12,8 @@ from xml.sax.saxutils import escape, quoteattr
 import numpy as np
 
 from pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour
-from pipeline.export.brush import runs
 from pipeline.export.folder import Folder
+from pipeline.export.runs import runs
 from pipeline.export.xml import refuse_unprintable
 
 _NEIGHBOURS = np.ones((3, 3), int)  # a region holds together over corners

@@ -9,6 +9,7 @@ data/NAME.jpg                         the images, where they are copied; else sa
 
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Ite
 
 def _grey_png(item: Item) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(item.labels).save(buffer, format="PNG", compress_level=1)
+    Image.fromarray(item.labels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -14,8 +14,9 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour
-from pipeline.export.brush import encode_brush
+from pipeline.export.brush import encode_counts
 from pipeline.export.folder import Folder, write_list
+from pipeline.export.runs import label_counts
 from pipeline.export.xml import refuse_unprintable
 from pipeline.storage import is_local, join
 
@@ -36,12 +37,11 @@ def results(labels: np.ndarray, class_names: Sequence[str], key: str) -> list[di
             "image_rotation": 0,
             "value": {
                 "format": "rle",
-                "rle": encode_brush(labels == label),
+                "rle": encode_counts(counts),
                 "brushlabels": [class_names[label - 1]],
             },
         }
-        for label in np.unique(labels).tolist()
-        if label
+        for label, counts in label_counts(labels.ravel()).items()
     ]
 
 
