@@ -13,6 +13,7 @@ from pipeline.masks import unpack_mask
 from pipeline.rows import read_tables
 from pipeline.run import Run, read_run
 from pipeline.storage import Storage, join
+from pipeline.verify import verify_run
 from tests.conftest import S3Server
 from tests.fakes import brightness_labels, write_corpus
 
@@ -62,17 +63,19 @@ def s3_place(folder: Path) -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Count:
-    """Rows against the corpus. `wrong`: ids whose status, reason or mask is not the expected one."""
+    """Rows against the corpus. `wrong`: ids whose status, reason or mask is not the expected one; `problems`: what
+    `cliper verify` says."""
 
     images: int
     lost: list[str]
     doubled: list[str]
     wrong: list[str]
+    problems: list[str]
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, nothing twice, nothing different."""
-        return not (self.lost or self.doubled or self.wrong)
+        """Nothing lost, nothing twice, nothing different, and `cliper verify` agrees."""
+        return not (self.lost or self.doubled or self.wrong or self.problems)
 
 
 Expected = Mapping[str, tuple[str, str]]  # image_id -> (status, error_type, or the mask's hash)
@@ -94,7 +97,8 @@ def count(run: Run, expected: Expected) -> Count:
     times = Counter(image_id for image_id, _ in rows)
     wrong = [image_id for image_id, found in rows if found != expected.get(image_id)]
     doubled = [image_id for image_id, n in times.items() if n > 1]
-    return Count(len(expected), sorted(set(expected) - set(times)), doubled, wrong)
+    problems = [f"{problem.kind}: {problem.file}: {problem.detail}" for problem in verify_run(run, 1).problems]
+    return Count(len(expected), sorted(set(expected) - set(times)), doubled, wrong, problems)
 
 
 def _summary(row: dict[str, Any]) -> tuple[str, tuple[str, str]]:

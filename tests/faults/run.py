@@ -68,7 +68,7 @@ def run(fault: str, storage: str, quick: bool, seed: int, address: str) -> dict[
             outcome = SCENARIOS[fault](Setting(place, images, times, seed, ray, os.getpid() if ray else None))
         except AssertionError as error:
             print(error, f"kept: {folder}", file=sys.stderr)
-            return result | {"clean": False, "error": str(error)[-2000:]}
+            return result | {"clean": False, "detail": {"error": str(error)[-2000:]}}
     found = outcome.count
     seconds = round(time.monotonic() - started, 1)
     print(f"  {seconds} s, {outcome.detail}", file=sys.stderr, flush=True)
@@ -77,10 +77,11 @@ def run(fault: str, storage: str, quick: bool, seed: int, address: str) -> dict[
         "lost": len(found.lost),
         "doubled": len(found.doubled),
         "wrong": len(found.wrong),
+        "problems": len(found.problems),
         "clean": found.clean,
         "seconds": seconds,
-        "examples": [*found.lost[:3], *found.doubled[:3], *found.wrong[:3]],
-        **outcome.detail,
+        "examples": [*found.lost[:3], *found.doubled[:3], *found.wrong[:3], *found.problems[:3]],
+        "detail": outcome.detail,
     }
 
 
@@ -100,28 +101,16 @@ def shared_ray() -> Iterator[str]:
         ray.shutdown()
 
 
+COLUMNS = ("fault", "storage", "images", "lost", "doubled", "wrong", "problems", "seconds")
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown."""
-    known = ("fault", "storage", "images", "lost", "doubled", "wrong", "clean", "seconds", "examples", "error")
-    lines = [
-        "| fault | storage | images | lost | doubled | wrong | struck | seconds |",
-        "|---|---|---:|---:|---:|---:|---|---:|",
-    ]
+    """The results as Markdown; lists of a scenario's detail are in the JSON file only."""
+    lines = [f"| {' | '.join(COLUMNS)} | detail |", "|---|---|" + "---:|" * (len(COLUMNS) - 2) + "---|"]
     for result in results:
-        struck = ", ".join(
-            f"{key.replace('_', ' ')} {value}"
-            for key, value in result.items()
-            if key not in known and not isinstance(value, list)
-        )
-        numbers = [str(result.get(key, "?")) for key in ("images", "lost", "doubled", "wrong")]
-        cells = [
-            result["fault"],
-            result["storage"],
-            *numbers,
-            struck or result.get("error", "")[:60],
-            str(result.get("seconds", "")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        detail = {key: value for key, value in result["detail"].items() if not isinstance(value, list)}
+        words = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in detail.items())
+        lines.append(f"| {' | '.join(str(result.get(key, '?')) for key in COLUMNS)} | {words} |")
     return "\n".join(lines)
 
 
