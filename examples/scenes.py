@@ -1,6 +1,6 @@
 """Write procedural scenes as a folder of images with pixel labels, in the form `cliper prepare folder` reads.
 
-    python -m examples.scenes build/scenes --count 320
+    python -m examples.scenes build/scenes --count 240
 
 FOLDER/images/scene-0000.png    what `cliper label` gets
 FOLDER/labels/scene-0000.png    the class of every pixel, for evaluation only
@@ -38,7 +38,7 @@ def main() -> None:
     """Parse, draw, say where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="new folder")
-    parser.add_argument("--count", type=int, default=320)
+    parser.add_argument("--count", type=int, default=240)
     parser.add_argument("--split", choices=tuple(SPLITS), default="train", help="the two have no scene in common")
     given = parser.parse_args()
     write_scenes(given.folder, given.split, given.count)

@@ -35,25 +35,27 @@ IGNORE = 255
 
 
 class Student(nn.Module):
-    """A U-Net of 0.8 million parameters: images float [B, 3, H, W], 0 to 1, to scores [B, K, H, W]."""
+    """A U-Net of 0.8 million parameters: images float [B, 3, H, W], 0 to 1, to scores [B, K, H, W].
 
-    def __init__(self, classes: int, widths: tuple[int, ...] = (24, 48, 96, 128)) -> None:
+    H and W are multiples of 16. The first step folds 2 x 2 pixels into channels, which makes it four times faster.
+    """
+
+    def __init__(self, classes: int, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
-        before = (3, *widths[:-1])
+        before = (12, *widths[:-1])
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, widths, strict=True))
         self.up = nn.ModuleList(_block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
         self.head = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Score every pixel for every class."""
-        x, skipped = images - 0.5, []
+        x, skipped = F.pixel_unshuffle(images - 0.5, 2), []
         for block in self.down:
             x = block(x if not skipped else F.max_pool2d(x, 2))
             skipped.append(x)
         for block, skip in zip(self.up, skipped[-2::-1], strict=True):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
-        scores: torch.Tensor = self.head(x)
-        return scores
+        return F.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
 
 
 def _block(before: int, after: int) -> nn.Sequential:
@@ -130,9 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/student"), help="new folder for what is written")
     parser.add_argument("--run", help="run folder to train on, instead of labeling new scenes")
-    parser.add_argument("--scenes", type=int, default=320, help="scenes to label and train on, without --run")
-    parser.add_argument("--heldout", type=int, default=60, help="scenes to measure on")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--scenes", type=int, default=240, help="scenes to label and train on, without --run")
+    parser.add_argument("--heldout", type=int, default=40, help="scenes to measure on")
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--min-confidence", type=float, help="ignore classes below this mean confidence, 0 to 1")
     given = parser.parse_args()
     started = time.monotonic()
