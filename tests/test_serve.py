@@ -130,12 +130,13 @@ def test_the_downloaded_settings_give_the_same_mask(
 
 def test_thresholds_do_what_they_say(previewer: Previewer) -> None:
     data = (SCENES / "scene-2.jpg").read_bytes()
+    absent, there = ClassList.parse(["kite", "umbrella"]), ("wooden floor", "water", "donut", "brick wall")
+    guessed = previewer.label(data, "a", Choice(absent, there, 0.0, 0.02, fgc=False))
+    assert guessed.labels.any()
+    assert guessed.found.presence.max() < 1
+    gated = previewer.label(data, "a", Choice(absent, there, 1.0, 0.02, fgc=False))
+    assert not gated.labels.any(), "no class is present enough"
     open_to_all = previewer.label(data, "a", Choice(THINGS, (), 0.0, 0.02, fgc=False))
-    assert open_to_all.found.pixels[1:].all(), "every class has its place"
-    weakest = float(open_to_all.found.presence.min())
-    gated = previewer.label(data, "a", Choice(THINGS, (), min(1.0, weakest), 0.02, fgc=False))
-    assert gated.found.pixels[1 + int(np.argmin(gated.found.presence))] == 0, "too little presence"
-    assert gated.found.pixels[1:].any()
     strict = previewer.label(data, "a", Choice(THINGS, (), 0.0, 0.9, fgc=False))
     assert strict.found.pixels[0] > open_to_all.found.pixels[0], "more background"
     plane = previewer.label(data, "a", Choice(THINGS, (), 1.0, 0.0, fgc=False))
@@ -187,7 +188,7 @@ def test_mistakes_are_told_before_anything_is_loaded(tmp_path: Path, monkeypatch
     assert [path.name for path in find_examples(None)] == ["scene-1.jpg", "scene-2.jpg", "scene-3.jpg"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1:{port}: .*; choose another --port"):
+        with pytest.raises(ConfigError, match=rf"cannot listen on 127.0.0.1, port {port}: .*; choose another"):
             serve("tiny", "tiny", None, "127.0.0.1", port)
     check_address("127.0.0.1", port)
     monkeypatch.setitem(sys.modules, "gradio", None)
@@ -237,8 +238,12 @@ def download(watched: Watched, name: str) -> bytes:
     return Path(started.value.path()).read_bytes()
 
 
+# What Gradio's own script says in the console, and that nobody needs to act on.
+GRADIO_SAYS = ("warning: Method not implemented.",)  # of an upload's progress
+
+
 def refuse_strangers(watched: Watched, address: str) -> None:
-    assert watched.errors == []
+    assert [text for text in watched.errors if not text.startswith(GRADIO_SAYS)] == []
     assert watched.outside(address) == [], "nothing may be loaded from elsewhere"
 
 
@@ -252,8 +257,10 @@ def test_from_upload_to_a_run_with_the_same_mask(address: str, tmp_path: Path) -
     with browser_page() as watched:
         watched.page.goto(address)
         upload(watched, photo)
-        watched.page.get_by_label("Classes").fill("donut; floor = wooden floor; water; starfish")
-        watched.page.get_by_label("Background words").fill("brick wall")
+        watched.page.get_by_role("textbox", name=re.compile("^Classes")).fill(
+            "donut; floor = wooden floor; water; starfish"
+        )
+        watched.page.get_by_role("textbox", name=re.compile("^Background words")).fill("brick wall")
         press(watched, ".preview")
         assert violations(watched.page) == []
         table = watched.page.locator(".preview table").inner_text()
@@ -292,7 +299,7 @@ def test_examples_and_messages_on_a_phone_in_the_dark(address: str, tmp_path: Pa
         press(watched, ".preview")
         assert violations(watched.page) == []
         assert not watched.scrolls_sideways()
-        watched.page.get_by_label("Classes").fill("kite; kite")
+        watched.page.get_by_role("textbox", name=re.compile("^Classes")).fill("kite; kite")
         press(watched, "[role=alert]")
         assert "'kite' is listed twice" in message.inner_text()
         assert violations(watched.page) == []
