@@ -3,7 +3,8 @@
     python -m benchmarks.export [--out FOLDER]
 
 Two made-up runs: 1,000 small masks (160 x 160, as of scenes) and 200 larger ones (1024 x 768), one process, local
-disk, images not copied. `read` is the ceiling of every format: rows read and masks decoded, nothing written.
+disk, images not copied. The first line is the ceiling of the formats that need the labels: rows read and masks
+decoded, nothing written.
 """
 
 import argparse
@@ -112,7 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = {size: make_run(root / f"run-{size.width}", size) for size in SIZES}
     print("| format | " + " | ".join(f"{size.name}: images/s/core | KB/image" for size in SIZES) + " |")
     print("|---|" + "---:|" * 2 * len(SIZES))
-    print("| read | " + " | ".join(f"{size.images / read_only(run):.0f} |" for size, run in runs.items()) + " |")
+    print(
+        "| read and decode only | "
+        + " | ".join(f"{size.images / read_only(run):.0f} |" for size, run in runs.items())
+        + " |"
+    )
     for name in EXPORTERS:
         cells = []
         for size, run in runs.items():

@@ -1,16 +1,16 @@
 """Exporting: continued after an interruption, refused where something else lies, the same from any storage."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from cliper_model.errors import CliperError
+from jobs.cli import app
 from pipeline.errors import ExportError, FilterError, RunError
 from pipeline.export.base import Exporter, Item, Plan, Record, Records
 from pipeline.export.driver import LISTING, MARKER, export, pick
@@ -230,7 +230,7 @@ def test_from_s3_to_s3(name: str, s3: S3Server, tmp_path: Path) -> None:
 
 
 def test_the_command_line(run: Run, tmp_path: Path) -> None:
-    """In its own process, over two workers; what was wrong is one line."""
+    """In its own process, over two workers."""
     arguments = ["export", run.uri, "--to", "yolo-seg", "--output", str(tmp_path / "out"), "--workers", "2"]
     done = cliper(*arguments, "--class", "草", "--class", "yes", "--min-area", "0.01")
     assert done.returncode == 0, done.stderr
@@ -238,25 +238,24 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     assert "images of 4 shards" in done.stdout
     assert "trainers of this format need them beside the masks: --images" in done.stdout
     assert "4 of 4 shards" in done.stderr
+
+
+def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
+    """What jobs.cli prints as one line with exit code 2."""
+    export(run, plan_of(run, "voc", val_share=0.1), str(tmp_path / "out"))
     refused = {
         "--val-share is for formats with a split": ["--to", "coco", "--val-share", "0.1"],
         "unknown format 'nope'; known: coco,": ["--to", "nope"],
         "no class 'gras'": ["--to", "coco", "--class", "gras"],
         "--corrections is latest, none or a version number, not 'old'": ["--to", "coco", "--corrections", "old"],
-        "filter.classes was": ["--to", "yolo-seg", "--output", str(tmp_path / "out")],
+        "filter.classes was [], is now": ["--to", "voc", "--output", str(tmp_path / "out"), "--class", "yes"],
     }
     for message, more in refused.items():
-        failed = in_process(["export", run.uri, "--output", str(tmp_path / "new"), *more])
-        assert failed.returncode == 2, failed.stderr
-        assert message in failed.stderr
-        assert failed.stderr.count("\n") == 1
+        failed = CliRunner().invoke(app, ["export", run.uri, "--output", str(tmp_path / "new"), *more])
+        assert isinstance(failed.exception, CliperError), failed.exception
+        assert message in str(failed.exception)
+        assert "\n" not in str(failed.exception)
     assert not (tmp_path / "new").exists()
-
-
-def in_process(arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *arguments], capture_output=True, text=True, check=False, env=os.environ
-    )
 
 
 def test_help_names_every_format() -> None:

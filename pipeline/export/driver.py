@@ -7,6 +7,7 @@ cliper-images.jsonl       image_id, file name and uri of every image; what was l
 
 import hashlib
 import json
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from pipeline.corrections import Corrections, Version, read_corrections
 from pipeline.errors import ExportError, RunError
 from pipeline.export.base import Exporter, Plan, Record, Records
@@ -22,6 +25,7 @@ from pipeline.export.folder import Folder, compact_json
 from pipeline.export.formats import EXPORTERS
 from pipeline.export.names import clashing_names
 from pipeline.export.source import LeftOut, read_items
+from pipeline.manifest import read_manifest
 from pipeline.rows import read_tables
 from pipeline.run import Run, differences
 from pipeline.storage import Storage, join
@@ -131,8 +135,14 @@ def _refuse_foreign_folder(storage: Storage, uri: str) -> None:
 
 
 def _ids(run: Run) -> Iterator[list[str]]:
-    for table in read_tables(run, ["image_id"]):
-        yield table["image_id"].to_pylist()
+    """Every image id of the corpus, labeled or not, so that names never depend on what is done or exported."""
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        yield from (table["image_id"].to_pylist() for table in read_tables(run, ["image_id"]))
+        return
+    for part in manifest.parts:
+        with run.storage.open(join(run.uri, "manifest", part.file)) as handle:
+            yield pq.ParquetFile(handle).read(["image_id"])["image_id"].to_pylist()
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,8 @@ def _export_shards(
             work(shard)
             on_shard(done, total)
         return
-    # Not forked: the S3 client's threads do not survive that.
-    with ProcessPoolExecutor(min(workers, len(shards)), mp_context=get_context("spawn")) as pool:
+    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive that
+    with ProcessPoolExecutor(min(workers, len(shards)), spawn, initializer=_leave_interrupts) as pool:
         pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
         try:
             for done, future in enumerate(as_completed(pending), before + 1):
@@ -181,6 +191,11 @@ def _export_shards(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one decides, and the others finish their shard."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _finish(
