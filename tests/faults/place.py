@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.decode import decode
 from pipeline.masks import unpack_mask
+from pipeline.orphans import clean_run
 from pipeline.rows import read_tables
 from pipeline.run import Run, read_run
 from pipeline.storage import Storage, join
@@ -64,13 +65,14 @@ def s3_place(folder: Path) -> Iterator[Place]:
 @dataclass(frozen=True)
 class Count:
     """Rows against the corpus. `wrong`: ids whose status, reason or mask is not the expected one; `problems`: what
-    `cliper verify` says."""
+    `cliper verify --clean` finds; `orphans`: leftovers that it removed."""
 
     images: int
     lost: list[str]
     doubled: list[str]
     wrong: list[str]
     problems: list[str]
+    orphans: int
 
     @property
     def clean(self) -> bool:
@@ -97,8 +99,9 @@ def count(run: Run, expected: Expected) -> Count:
     times = Counter(image_id for image_id, _ in rows)
     wrong = [image_id for image_id, found in rows if found != expected.get(image_id)]
     doubled = [image_id for image_id, n in times.items() if n > 1]
+    orphans = len(list(clean_run(run)))
     problems = [f"{problem.kind}: {problem.file}: {problem.detail}" for problem in verify_run(run, 1).problems]
-    return Count(len(expected), sorted(set(expected) - set(times)), doubled, wrong, problems)
+    return Count(len(expected), sorted(set(expected) - set(times)), doubled, wrong, problems, orphans)
 
 
 def _summary(row: dict[str, Any]) -> tuple[str, tuple[str, str]]:

@@ -23,7 +23,11 @@ class Driver:
 
     def __init__(self, place: Place, run: str, options: list[str], ray: str | None) -> None:
         """Label into `run` at `place`, on the Ray at `ray` or (None) one that the driver starts itself."""
-        self.place, self.run, self.log = place, run, place.folder.parent / f"{place.name}-{run.replace("/", "-")}.log"
+        self.place, self.run, self.log = (
+            place,
+            run,
+            place.folder.parent / f"{place.name}-{run.replace('/', '-')}.log",
+        )
         command = [
             sys.executable,
             "-m",

@@ -81,7 +81,7 @@ def run(fault: str, storage: str, quick: bool, seed: int, address: str) -> dict[
         "clean": found.clean,
         "seconds": seconds,
         "examples": [*found.lost[:3], *found.doubled[:3], *found.wrong[:3], *found.problems[:3]],
-        "detail": outcome.detail,
+        "detail": outcome.detail | {"orphans_removed": found.orphans},
     }
 
 
