@@ -73,9 +73,9 @@ class Storage:
         fault, and the run can go on from here another time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
-        by_backend: dict[bool, list[int]] = {}
+        by_backend: dict[str, list[int]] = {}
         for i, uri in enumerate(uris):
-            by_backend.setdefault(is_local(uri), []).append(i)
+            by_backend.setdefault("" if is_local(uri) else uri.partition("://")[0], []).append(i)
         for members in by_backend.values():
             fetched = self._read_together([uris[i] for i in members], [ranges[i] for i in members])
             for i, data in zip(members, fetched, strict=True):
@@ -85,7 +85,10 @@ class Storage:
     def _read_together(
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
     ) -> list[bytes | Exception]:
-        filesystem, _ = self.filesystem(uris[0])
+        try:
+            filesystem, _ = self.filesystem(uris[0])
+        except (ValueError, ImportError) as error:  # a scheme nobody knows, or whose package is not installed
+            return [error] * len(uris)
         paths = [self.filesystem(uri)[1] for uri in uris]
         starts = [None if r is None else r[0] for r in ranges]
         ends = [None if r is None else r[1] for r in ranges]

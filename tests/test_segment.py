@@ -17,8 +17,11 @@ from cliper_model.labels import Segmentation
 from pipeline import memory, segment
 from pipeline.ahead import map_ahead
 from pipeline.config import JobConfig
+from pipeline.load import load_entries
 from pipeline.memory import CarefulSegmenter, out_of_memory
 from pipeline.segment import CLIPerSegmenter
+from pipeline.sources import Entry
+from pipeline.storage import Storage
 from tests.fakes import CLASSES, Brightness, jpeg, write_corpus
 from tests.labeled import label_small, rows_of
 
@@ -115,6 +118,22 @@ def test_what_counts_as_out_of_memory() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert out_of_memory(caught.value)
+
+
+def test_uris_that_nobody_can_open_are_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    (tmp_path / "folder.jpg").mkdir()
+    uris = [
+        f"{tmp_path}/a.jpg",
+        "foo://x/y.jpg",
+        f"{tmp_path}/folder.jpg",
+        "nul\0.jpg",
+        f"file://{tmp_path}/a.jpg",
+    ]
+    entries = [Entry(str(i), uri) for i, uri in enumerate(uris)]
+    loaded = load_entries(Storage(), 0, entries, "image").to_pylist()
+    assert [row["error_type"] for row in loaded] == [None, "unreadable", "unreadable", "unreadable", None]
+    assert loaded[1]["error_message"] == "ValueError: Protocol not known: foo"
 
 
 @settings(max_examples=50, deadline=None)
