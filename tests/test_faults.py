@@ -73,6 +73,8 @@ SHORT = {  # images, times the fault strikes
     "actor or writer killed": (160, 3),
     "poison images": (60, 1),
     "two drivers at once": (100, 1),
+    "dead driver elsewhere, clocks off": (100, 1),
+    "resumed with other settings": (60, 1),
 }
 
 

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import yaml
 
+from pipeline.lease import LEASE_FILE, Holder
+from pipeline.storage import join
 from tests.conftest import ROOT
 from tests.fakes import BROKEN, CLASSES, jpeg
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
@@ -201,6 +203,24 @@ def two_drivers(setting: Setting) -> Outcome:
     return Outcome(count(setting.place.open("two-drivers"), expected), {"exit_codes": codes})
 
 
+def foreign_lease(setting: Setting) -> Outcome:
+    """Drivers that died on other machines, whose clocks were decades off: their leases expire all the same."""
+    expected = brightness_of(setting.place.corpus(setting.images))
+    command = options(setting)
+    for year in (1970, 2999):
+        driver = Driver(setting.place, "foreign-lease", command, setting.ray)
+        driver.wait_for_shards(driver.shards() + 1)
+        driver.kill()
+        run = setting.place.open("foreign-lease")
+        when = f"{year}-01-01T00:00:00.000+00:00"
+        dead = replace(Holder.me(3.0), machine="another boot", host="elsewhere", since=when, renewed=when)
+        run.storage.write(join(run.uri, LEASE_FILE), dead.encode())
+    outcome = finished(setting, "foreign-lease", command, expected)
+    log = driver.text()
+    assert all(f"elsewhere, since {year}" in log for year in (1970, 2999)), log
+    return outcome
+
+
 def changed_settings(setting: Setting) -> Outcome:
     """Kill a run, try to resume it with other settings (refused), then with its own."""
     expected = brightness_of(setting.place.corpus(setting.images))
@@ -240,6 +260,7 @@ SCENARIOS: dict[str, Callable[[Setting], Outcome]] = {
     "node lost and added": node_lost,
     "poison images": poison_images,
     "two drivers at once": two_drivers,
+    "dead driver elsewhere, clocks off": foreign_lease,
     "resumed with other settings": changed_settings,
     "10% of requests broken": flaky_storage,
     "disk full": disk_full,
