@@ -12,6 +12,7 @@ import yaml
 
 from cliper_model.classes import ClassList
 from cliper_model.errors import CliperError, ConfigError
+from cliper_model.presets import preset as apply_preset
 from jobs.progress import FailureLimit, RunProgress
 from jobs.session import clean_stop, ray_session
 from pipeline.config import JobConfig, load_classes, load_config, validate
@@ -34,6 +35,9 @@ def label(
     output: Annotated[str, Opt(help="Run folder: local path or s3:// prefix", metavar="URI")],
     classes: Annotated[str, Opt(help="Class file, one per line, or a shipped list", metavar="FILE")] = "tiny",
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
+    preset: Annotated[
+        str, Opt(help="exact, fast (bfloat16, one attention map for all layers) or clip-only")
+    ] = "exact",
     actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
     cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
@@ -55,7 +59,7 @@ def label(
     Run the same command again to continue an interrupted run: finished shards are not computed again. One command
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
-    settings = with_overrides(load_config(config), actors, cpus_per_actor, batch_size)
+    settings = with_overrides(with_preset(load_config(config), preset), actors, cpus_per_actor, batch_size)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     storage = Storage(parse_options(storage_option or []))
     if new_run:
@@ -89,8 +93,8 @@ def open_job(
 
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes.
     """
-    kind = _pick("segmenter", config.segmenter, SEGMENTERS)
-    _pick("mask_codec", config.mask_codec, MASK_CODECS)
+    kind = pick("segmenter", config.segmenter, SEGMENTERS)
+    pick("mask_codec", config.mask_codec, MASK_CODECS)
     weights = kind.identity(config)
     entries = _first_listed(storage, input_uri, config)
     identity = identity_of(config, classes, input_uri, weights)
@@ -177,6 +181,11 @@ def with_overrides(
     return validate(JobConfig, content, "command line")
 
 
+def with_preset(config: JobConfig, name: str) -> JobConfig:
+    """The config with the changes of a preset (cliper_model/presets.py). Raises ConfigError."""
+    return config.model_copy(update={"model": apply_preset(config.model, name)})
+
+
 def parse_options(pairs: list[str]) -> dict[str, Any]:
     """Parse KEY=VALUE pairs; values are YAML scalars (true, 3, text). Raises ConfigError."""
     wrong = [pair for pair in pairs if "=" not in pair]
@@ -185,7 +194,8 @@ def parse_options(pairs: list[str]) -> dict[str, Any]:
     return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
 
 
-def _pick(setting: str, name: str, known: dict[str, Any]) -> Any:
+def pick(setting: str, name: str, known: dict[str, Any]) -> Any:
+    """Return known[name]. Raises ConfigError that names the setting and what is known."""
     if name not in known:
         raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")
     return known[name]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
+from jobs.label import parse_options, pick, with_preset
 from pipeline.config import load_classes, load_config
 from pipeline.errors import InputError
 from pipeline.plan import Corpus, Estimate, Measured, estimate, measure, sample_corpus
@@ -21,6 +21,7 @@ def plan(
     input: Annotated[str, Opt(help="As for `cliper label`", metavar="URI")],
     classes: Annotated[str, Opt(help="Class file, or a shipped list", metavar="FILE")] = "tiny",
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
+    preset: Annotated[str, Opt(help="exact, fast or clip-only, as for `cliper label`")] = "exact",
     sample: Annotated[int, Opt(min=1, help="Images to label for the estimate")] = 64,
     actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
     price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) for an hour")] = None,
@@ -34,8 +35,8 @@ def plan(
     Writes nothing. One actor is measured; actors do not share work, so more of them scale as long as the
     storage keeps up (the line `reading` says what one reader gets).
     """
-    settings, class_list = load_config(config), load_classes(classes)
-    kind = SEGMENTERS[settings.segmenter]
+    settings, class_list = with_preset(load_config(config), preset), load_classes(classes)
+    kind = pick("segmenter", settings.segmenter, SEGMENTERS)
     kind.identity(settings)  # missing weights are found before anything is listed
     storage = Storage(parse_options(storage_option or []))
     corpus = sample_corpus(list_entries(storage, input, settings.input), sample, seed, _report)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cliper_model.classes import ClassList
 from cliper_model.errors import ClassListError, CliperError, ConfigError
+from jobs.label import with_preset
 from pipeline.config import JobConfig, load_classes, load_config, shipped
 
 
@@ -116,3 +117,14 @@ def test_random_yaml_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactor
         return
     assert not yaml.safe_load(text), "only nothing, in one of YAML's ways to write it, may pass"
     assert loaded == JobConfig()
+
+
+def test_presets_change_the_model_and_nothing_else() -> None:
+    config = load_config("vit-l-14")
+    assert with_preset(config, "exact") == config
+    assert with_preset(config, "clip-only").model == config.model.model_copy(update={"fgc": None})
+    fast = with_preset(config, "fast")
+    assert (fast.model.dtype, fast.model.fusion.sinkhorn) == ("bfloat16", "converged")
+    assert fast.model.fgc == config.model.fgc
+    with pytest.raises(ConfigError, match="unknown preset 'turbo'; there is: exact, fast, clip-only"):
+        with_preset(config, "turbo")

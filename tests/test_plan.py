@@ -62,7 +62,7 @@ def test_scaling_is_plain_arithmetic() -> None:
 
 def test_command(settings: dict[str, str]) -> None:
     options = [part for pair in settings.items() for part in pair]
-    command = [str(Path(sys.executable).parent / "cliper"), "plan", "--price", "2", *options]
+    command = [str(Path(sys.executable).parent / "cliper"), "plan", "--preset", "clip-only", "--price", "2", *options]
     done = subprocess.run(
         [*command, "--input", str(PHOTOS)], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
@@ -70,5 +70,6 @@ def test_command(settings: dict[str, str]) -> None:
     assert re.search(r"sample    4 images, 0 failed; [\d.]+ images/s per actor", done.stdout)
     assert "corpus    4 images" in done.stdout
     assert "at 2 an hour" in done.stdout
+    assert "without FGC" in done.stdout
     missing = subprocess.run([*command, "--input", "/nothing"], capture_output=True, text=True, check=False)
     assert (missing.returncode, missing.stderr) == (2, "cliper: input /nothing does not exist\n")
