@@ -249,7 +249,7 @@ def refuse_strangers(watched: Watched, address: str) -> None:
 
 @needs_chromium
 def test_from_upload_to_a_run_with_the_same_mask(address: str, tmp_path: Path) -> None:
-    """Type classes, download the settings, and give them to `cliper label`."""
+    """Type classes, download the settings, and give the files to a labeling job (on its stages, without Ray)."""
     photo = tmp_path / "corpus" / "my scene.jpg"
     photo.parent.mkdir()
     with Image.open(SCENES / "scene-2.jpg") as image:
@@ -276,11 +276,9 @@ def test_from_upload_to_a_run_with_the_same_mask(address: str, tmp_path: Path) -
     assert image_id == photo.name, "its noise is that of a run"
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
-    settings = ["--config", str(tmp_path / "config.yaml"), "--classes", str(tmp_path / "classes.txt")]
-    command = [CLIPER, "label", "--input", str(photo.parent), "--output", str(tmp_path / "run"), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-    assert done.returncode == 0, done.stderr
-    [row] = pq.read_table(tmp_path / "run" / "labels" / "shard-000000.parquet").to_pylist()
+    settings, names = load_config(str(tmp_path / "config.yaml")), load_classes(str(tmp_path / "classes.txt"))
+    run = label_directly(str(photo.parent), str(tmp_path / "run"), settings, names)
+    [row] = pq.read_table(f"{run.uri}/labels/shard-000000.parquet").to_pylist()
     mask = unpack_mask(row)
     assert np.array_equal(mask, decode_png(files["mask.png"]))
     assert len(np.unique(mask)) > 2
