@@ -85,10 +85,9 @@ def parse_version(text: str) -> "Version":
 
 def describe(done: "Summary", to: str) -> str:
     """What was written, in a few lines."""
-    rate = done.images / max(done.seconds, 1e-9)
     left_out = ", ".join(f"{reason} {count}" for reason, count in sorted(done.left_out.items()))
     return (
-        f"exported  {done.images} images of {done.shards} shards in {done.seconds:.1f} s ({rate:.0f} images/s)\n"
+        f"exported  {done.images} images of {done.shards} shards in {done.seconds:.1f} s\n"
         f"left out  {sum(done.left_out.values())}{f' ({left_out})' if left_out else ''}\n"
         f"{to:<9} {done.uri}"
     )
