@@ -21,7 +21,12 @@ def incomplete_uploads(storage: Storage, uri: str) -> Iterator[tuple[str, str]]:
         where = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
         more = {name: marker for name, marker in where.items() if marker}
         with access_errors(uri):
-            page = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+            try:
+                page = filesystem.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+            except FileNotFoundError as error:
+                if "NoSuchUpload" not in str(error):
+                    raise
+                return  # what some stores answer for a bucket that never had an upload in parts
         for upload in page.get("Uploads", []):
             yield upload["Key"].removeprefix(prefix), upload["UploadId"]
         page.setdefault("IsTruncated", False)
