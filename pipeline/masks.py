@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +41,9 @@ def encode_png(labels: np.ndarray) -> bytes:
     if labels.dtype == np.uint8:
         image.putpalette(_PALETTE)
     buffer = io.BytesIO()
-    # Level 1: label maps are runs, higher levels cost three times as much for a few percent.
-    image.save(buffer, format="PNG", compress_level=1)
+    # Label maps are runs: zlib's run-length strategy beats its level 1 in time (25%) and size (10 to 30%), and
+    # levels that search for matches cost three times as much for a few percent. Numbers: docs/LOG.md.
+    image.save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 
