@@ -12,6 +12,8 @@ from types import FrameType
 
 import typer
 
+from pipeline.errors import ResourceError
+
 INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
 
 
@@ -41,6 +43,7 @@ def ray_session(verbose: bool) -> Iterator[list[dict[str, float]]]:
     """Connect to RAY_ADDRESS (set inside `ray job submit`), or start a local Ray and stop it afterwards.
 
     Yields the resources of each node, e.g. [{"CPU": 8.0, "GPU": 1.0}]. Ray's own messages show if `verbose`.
+    Raises ResourceError if there is no Ray to be had.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its warning
@@ -51,7 +54,12 @@ def ray_session(verbose: bool) -> Iterator[list[dict[str, float]]]:
         local = {} if address else {"include_dashboard": False}
         level = logging.INFO if verbose else logging.ERROR
         handler = signal.getsignal(signal.SIGTERM)
-        ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
+        try:
+            ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
+        except Exception as error:  # Ray has no type of its own for it
+            where = f"reached at RAY_ADDRESS={address}" if address else "started here"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ResourceError(f"Ray could not be {where}: {reason}") from error
         signal.signal(signal.SIGTERM, handler)  # Ray put its own in place, which ends the process at once
         logging.getLogger("ray.data").setLevel(level)
         try:

@@ -52,6 +52,10 @@ class FaultyS3:
         """Let the next `times` requests of `method` for paths with `part` go wrong."""
         self._faults.append(Fault(method, part, kind, times))
 
+    def forgive(self, method: str) -> None:
+        """No more faults for `method`."""
+        self._faults = [fault for fault in self._faults if fault.method != method]
+
     def next_fault(self, method: str, path: str) -> str:
         with self.lock:
             self.requests.append((method, path))

@@ -16,9 +16,12 @@ from jobs.progress import FailureLimit
 from pipeline import segment
 from pipeline.config import JobConfig
 from pipeline.errors import ResourceError, StorageError, TooManyFailuresError
+from pipeline.rows import read_tables
+from pipeline.run import read_run
 from pipeline.storage import Storage
 from tests.conftest import PHOTOS
 from tests.fakes import CLASSES, Brightness, kind, write_corpus
+from tests.faulty_s3 import FaultyS3
 from tests.test_cli import all_rows, cliper, label_command, started, wait_for_shards
 
 
@@ -39,12 +42,18 @@ class _this_ray:  # noqa: N801
     def __exit__(self, *error: object) -> None: ...
 
 
-def run(corpus: Path, output: Path | str, limit: str | None = None, **settings: Any) -> None:
+def run(
+    corpus: Path | str,
+    output: Path | str,
+    limit: str | None = None,
+    storage: Storage = Storage(),  # noqa: B008
+    **settings: Any,
+) -> None:
     """What `cliper label` does with a config of `settings`."""
     # A single CPU, since Ray may keep the actor of an aborted run until the end of the session.
     fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
     config = JobConfig.model_validate(fixed | settings)
-    job = open_job(str(corpus), str(output), config, CLASSES, Storage())
+    job = open_job(str(corpus), str(output), config, CLASSES, storage)
     execute(job, False, None if limit is None else FailureLimit.parse(limit))
 
 
@@ -112,6 +121,27 @@ def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_sp
     assert len({row["image_id"] for row in all_rows(full_disk / "run")}) == 40
 
 
+def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightness: None, tmp_path: Path) -> None:
+    """Throttled reads are waited out, an image that cannot be read is a row, a refused write ends the command."""
+    contents = write_corpus(tmp_path / "corpus", 20)
+    with FaultyS3() as server:
+        server.objects.update({f"bucket/images/{name}": data for name, data in contents.items()})
+        storage, first = Storage(server.options), "bucket/images/part0/photo-00000.jpg"
+        server.fail("GET", first, "403 AccessDenied", times=10**6)
+        server.fail("GET", "bucket/images/part1", "503 SlowDown", times=3)
+        server.fail("GET", "bucket/images/part2", "truncate", times=2)
+        server.fail("PUT", "labels/", "403 AccessDenied", times=10**6)
+        with pytest.raises(StorageError, match=r"^cannot access s3://bucket/run/labels/.*credentials.*\)$"):
+            run("s3://bucket/images", "s3://bucket/run", storage=storage, shard={"images": 10})
+        assert not [name for name in server.objects if "labels/" in name]
+        server.forgive("PUT")
+        run("s3://bucket/images", "s3://bucket/run", storage=storage, shard={"images": 10})
+        rows = [row for table in read_tables(read_run("s3://bucket/run", storage)) for row in table.to_pylist()]
+    assert [row["image_id"] for row in rows] == sorted(contents)
+    [bad] = [row for row in rows if row["status"] != "ok"]
+    assert (f"bucket/images/{bad['image_id']}", bad["stage"], bad["error_type"]) == (first, "load", "unreadable")
+
+
 def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 20)
     with pytest.raises(TooManyFailuresError):
@@ -155,9 +185,10 @@ def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_pa
 
 
 def test_a_full_disk_is_one_line(settings: dict[str, str], full_disk: Path, tmp_path: Path) -> None:
-    (full_disk / "ballast").write_bytes(b"x" * (os.statvfs(full_disk).f_bavail - 5) * 4096)
+    pages = os.statvfs(full_disk).f_bavail - 12  # enough for all but the labels
+    (full_disk / "ballast").write_bytes(b"x" * pages * 4096)
     done = cliper(*label_command(settings, PHOTOS, full_disk / "run"))
     assert done.returncode == 2, done.stderr
-    assert f"cliper: no space left for {full_disk}/run/" in done.stderr
+    assert f"cliper: no space left for {full_disk}/run/labels/shard-000000.parquet; free some" in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert not list((full_disk / "run").rglob("*.tmp"))
