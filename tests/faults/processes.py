@@ -15,7 +15,7 @@ from tests.faults.place import Place
 
 T = TypeVar("T")
 
-PATIENCE = 600.0  # seconds until a scenario is given up; nothing is judged by its speed
+PATIENCE = 1800.0  # seconds until a scenario is given up; nothing is judged by its speed
 
 
 class Driver:
