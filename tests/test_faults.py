@@ -70,7 +70,7 @@ def test_the_proxy_does_what_it_says(fault: str, s3: S3Server) -> None:
 
 SHORT = {  # images, times the fault strikes
     "driver killed": (160, 2),
-    "actor or writer killed": (160, 3),
+    "actor or writer killed": (400, 3),
     "poison images": (60, 1),
     "two drivers at once": (100, 1),
     "dead driver elsewhere, clocks off": (100, 1),
