@@ -62,7 +62,8 @@ def test_scaling_is_plain_arithmetic() -> None:
 
 def test_command(settings: dict[str, str]) -> None:
     options = [part for pair in settings.items() for part in pair]
-    command = [str(Path(sys.executable).parent / "cliper"), "plan", "--preset", "clip-only", "--price", "2", *options]
+    options += ["--preset", "clip-only", "--price", "2"]
+    command = [str(Path(sys.executable).parent / "cliper"), "plan", *options]
     done = subprocess.run(
         [*command, "--input", str(PHOTOS)], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
