@@ -170,5 +170,5 @@ def test_colliding_ids_are_refused_with_both_places(tmp_path: Path) -> None:
 
 
 def test_equal_hashes_of_different_ids_are_no_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.manifest._hash", lambda image_id: 7)
+    monkeypatch.setattr("pipeline.manifest.id_hash", lambda image_id: 7)
     assert write_manifest([Entry("a", "/1"), Entry("b", "/2")], LOCAL, str(tmp_path), ShardConfig()).images == 2
