@@ -24,7 +24,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
 
 
+# These take minutes and go first, so that the workers of a parallel run end together.
+LONG = ("faults", "tutorial", "cli", "flow", "label_control", "docs", "ray_job", "retry", "evaluate", "export")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
     if not any(item.get_closest_marker("gpu") for item in items):
         return
     import torch
@@ -33,16 +39,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-
-
-# These take minutes and go first, so that the workers of a parallel run end together.
-LONG = ("faults", "tutorial", "cli", "flow", "label_control", "docs", "ray_job", "retry", "evaluate", "export")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files of LONG first."""
-    names = [f"test_{name}" for name in LONG]
-    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
 
 
 @pytest.fixture(scope="session")
