@@ -114,7 +114,7 @@ class S3Server:
         command = [str(Path(sys.executable).parent / "rclone"), "serve", "s3", str(folder)]
         command += ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{self.key},{self.secret}"]
         # Not 0: rclone then does nothing but clean its cache, on one core, from the first write on.
-        command += ["--config", os.devnull, "--vfs-cache-mode", "off", "--dir-cache-time", "50ms"]
+        command += ["--config", os.devnull, "--vfs-cache-mode", "off", "--dir-cache-time", "5ms"]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         self._wait(port)
 
@@ -139,6 +139,7 @@ class S3Server:
     def bucket(self, name: str) -> str:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / name).mkdir()
+        time.sleep(0.05)  # until the server has forgotten what it knew of its folder
         return f"s3://{name}"
 
 

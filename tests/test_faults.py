@@ -72,9 +72,6 @@ SHORT = {  # images, times the fault strikes
     "driver killed": (160, 2),
     "actor or writer killed": (400, 3),
     "poison images": (60, 1),
-    "two drivers at once": (100, 1),
-    "dead driver elsewhere, clocks off": (100, 1),
-    "resumed with other settings": (60, 1),
 }
 
 
