@@ -26,7 +26,7 @@ def serve(
 ) -> None:
     """Open a page: upload an image, type classes, see the mask, and download the settings for `cliper label`.
 
-    Needs pip install 'cliper[serve]'. The model is loaded once; there are no accounts and nothing leaves the
+    Needs the package's extra `serve`. The model is loaded once; there are no accounts and nothing leaves the
     machine.
     """
     settings, names, pictures = load_config(config), load_classes(classes), find_examples(examples)
