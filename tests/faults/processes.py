@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,10 +49,13 @@ class Driver:
         """Committed so far, whoever committed them."""
         return len(list((self.place.folder / self.run / "labels").glob("shard-*.parquet")))
 
-    def kill(self) -> None:
-        """SIGKILL the driver's whole session: a Ray that it started itself dies with it."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+    def kill(self) -> bool:
+        """SIGKILL the driver's whole session: a Ray that it started itself dies with it. False if it had ended."""
+        alive = self.process.poll() is None
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        return alive
 
     def finish(self, expected: int = 0) -> str:
         """Wait for the end and return the log. Raises AssertionError on another exit code."""
