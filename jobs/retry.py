@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import Job, parse_options, with_overrides
+from jobs.label import Job, parse_options, pick, with_overrides
 from jobs.progress import RunProgress
 from jobs.session import clean_stop, ray_session
 from pipeline.errors import RunError
@@ -60,7 +60,7 @@ def open_stored(run: Run, actors: int | None, cpus_per_actor: float | None) -> J
         raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
     settings, classes = stored_settings(run)
     config = with_overrides(settings, actors, cpus_per_actor, None)
-    kind = SEGMENTERS[config.segmenter]
+    kind = pick("segmenter", config.segmenter, SEGMENTERS)
     require_same(run, config, classes, kind.identity(config))
     return Job(run, manifest, config, classes, kind, kind.describe(config))
 
