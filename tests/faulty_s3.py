@@ -65,6 +65,10 @@ class FaultyS3:
                     return fault.kind
         return ""
 
+    def struck(self) -> bool:
+        """Whether every fault asked for has happened."""
+        return all(not fault.times for fault in self._faults)
+
     def count(self, method: str, part: str) -> int:
         return sum(m == method and part in path for m, path in self.requests)
 

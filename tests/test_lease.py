@@ -183,8 +183,11 @@ def test_one_of_many_wins_where_s3_keeps_conditions(strict_s3: FaultyS3) -> None
 def test_a_repeated_put_is_not_mistaken_for_a_rival(strict_s3: FaultyS3) -> None:
     """The first PUT arrives, its answer does not; the client's second one is refused because of the first."""
     strict_s3.fail("PUT", "lease.json", "lost answer", times=1)
-    with hold("s3://bucket/run", Storage(strict_s3.options)):
-        pass
+    storage = Storage(strict_s3.options)
+    with hold("s3://bucket/run", storage):
+        assert strict_s3.struck()
+        assert Holder.parse(storage.read("s3://bucket/run/lease.json")).pid == os.getpid()
+    assert not storage.exists("s3://bucket/run/lease.json")
 
 
 def test_s3_without_conditions_reads_back(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
