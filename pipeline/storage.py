@@ -204,6 +204,7 @@ class _RetriedReads(io.RawIOBase):
         return int(self.handle.tell())
 
     def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer` from the file's position; a repeated attempt starts at the same place."""
         place = self.handle.tell()
 
         def attempt() -> bytes:

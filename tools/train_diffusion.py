@@ -181,6 +181,7 @@ def train_unet(
     remembered, scheduler = remember_maps(unet), diffusers.PNDMScheduler(**SCHEDULER)
 
     def loss_of(index: Tensor, _: int) -> Tensor:
+        """The losses of the latents `index` [B], added up."""
         clean = latents[index].float()
         noise = torch.randn(clean.shape, generator=generator).to(clean.device)
         steps = timesteps(len(clean), generator).to(clean.device)

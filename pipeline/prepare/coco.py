@@ -52,6 +52,7 @@ def _from_maps(root: Path, table: np.ndarray) -> Iterator[Sample]:
 
 def _mapped(file: Path, table: np.ndarray) -> Callable[[], Labels]:
     def read() -> Labels:
+        """Labels [H, W] of `file` by `table`. Raises DatasetError for a label that is not published."""
         numbers = read_labels(file)
         if numbers.dtype != np.uint8:
             raise DatasetError(f"{file} is {numbers.dtype}; COCO-Stuff label maps are 8-bit PNGs")
