@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import ray
@@ -76,6 +77,7 @@ def label_corpus(
         return write_shard(merge_into_shard(run, block) if redo else block, run.storage, run.uri, schema)
 
     cpu_threads = max(1, int(pool.cpus_per_actor))
+    driver = uuid4().hex  # of this call alone
 
     with one_shard_per_block():
         labeled = (
@@ -83,7 +85,7 @@ def label_corpus(
             .map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
             .map_batches(
                 SegmentShard,
-                fn_constructor_args=(factory, config, classes, run, cpu_threads),
+                fn_constructor_args=(factory, config, classes, run, cpu_threads, driver),
                 batch_size=None,
                 batch_format="pyarrow",
                 zero_copy_batch=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cliper_model.allocator import keep_freed_memory
 from cliper_model.classes import ClassList
 from pipeline.ahead import map_ahead
 from pipeline.config import JobConfig
@@ -18,7 +19,7 @@ from pipeline.decode import Decoded, decode, pixels_claimed, to_file_grid
 from pipeline.errors import ImageError
 from pipeline.masks import pack_mask
 from pipeline.memory import CarefulSegmenter, Segmenter, out_of_memory
-from pipeline.poison import Attempts
+from pipeline.poison import Attempts, HungWatch
 from pipeline.run import Run
 from pipeline.schema import COLUMNS
 from pipeline.telemetry import timed, watch_device
@@ -54,6 +55,8 @@ class CLIPerSegmenter:
 
         self.config, self.classes = config, classes
         self.model = CLIPer.load(config.model, classes)
+        if self.model.device.type == "cpu":
+            keep_freed_memory()  # this process does nothing else
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""
@@ -105,20 +108,30 @@ class SegmentShard:
     """Ray Data actor: a table of load.SCHEMA (one shard) to a table of `shard` and COLUMNS."""
 
     def __init__(
-        self, factory: SegmenterFactory, config: JobConfig, classes: ClassList, run: Run, cpu_threads: int
+        self,
+        factory: SegmenterFactory,
+        config: JobConfig,
+        classes: ClassList,
+        run: Run,
+        cpu_threads: int,
+        driver: str,
     ) -> None:
-        """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU."""
+        """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU.
+
+        `driver` tells this command from those that worked on the run before: see Attempts.begin.
+        """
         import torch
 
         torch.set_num_threads(cpu_threads)
         self.segmenter = CarefulSegmenter(factory(config, classes))
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
+        self.driver = driver
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Label one shard: as many rows out as in, in the same order."""
         [shard] = table.column("shard").unique().to_pylist()
-        attempts = Attempts.begin(self.run.storage, self.run.uri, shard)
+        attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
         rows = [
             row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}  # `tried`: see redo.py
             for row in table.to_pylist()
@@ -133,18 +146,22 @@ class SegmentShard:
         items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
         encoding: list[Future[Row]] = []
-        for window in cut_windows(items, most):
-            next_encoding = self._segment(window)
-            done += [future.result() for future in encoding]  # at most two windows of label maps in memory
-            encoding = next_encoding
-        return done + [future.result() for future in encoding]
+        with HungWatch(self.config.resources.image_seconds * min(most, len(rows))) as watch:
+            for window in cut_windows(items, most):
+                next_encoding = self._segment(window)
+                done += [future.result() for future in encoding]  # at most two windows of label maps in memory
+                encoding = next_encoding
+                watch.progress()
+            return done + [future.result() for future in encoding]
 
     def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
         """Image by image, after deaths that no exception explained (see poison.py)."""
         done: list[Row] = []
         for row in rows:
             if attempts.is_poison(row["image_id"]):
-                error = ImageError("poison", "killed the process that worked on it, twice, while alone")
+                seconds = self.config.resources.image_seconds
+                reason = f"killed the process that worked on it, or took over {seconds:g} s, twice, while alone"
+                error = ImageError("poison", reason)
                 done.append(self._failure(Item(row), error, "segment") | {"status": "poison"})
                 continue
             attempts.note(row["image_id"])

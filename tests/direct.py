@@ -25,7 +25,7 @@ def label_directly(
     """Label a corpus, or only some `shards` of it; `make` replaces the config's own segmenter."""
     job = open_job(corpus, output, config, classes, storage or Storage())
     run = job.run
-    actor = SegmentShard(make or job.kind.make, config, classes, run, cpu_threads=1)
+    actor = SegmentShard(make or job.kind.make, config, classes, run, cpu_threads=1, driver="me")
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, job.model)
     for shard in range(job.manifest.shards) if shards is None else shards:
         entries = job.manifest.read_shard(run.storage, run.uri, shard)

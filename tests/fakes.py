@@ -50,11 +50,13 @@ class Slow(Brightness):
 
 
 class Fragile(Brightness):
-    """Raises for ids with "raise" and kills its own process for ids with "kill"."""
+    """Raises for ids with "raise", kills its own process for ids with "kill", never ends for ids with "hang"."""
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         if any("kill" in image_id for image_id in image_ids):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any("hang" in image_id for image_id in image_ids):
+            time.sleep(100_000)
         bad = [image_id for image_id in image_ids if "raise" in image_id]
         if bad:
             raise RuntimeError(f"cannot segment {bad[0]}")

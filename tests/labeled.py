@@ -41,7 +41,7 @@ def label_small(
     """Label a corpus (only `shards` if given) and return the run."""
     run, manifest, config = open_small(str(corpus), str(output), storage or Storage(), **settings)
     schema = label_schema(CLASSES.names, run.fingerprint, config.mask_codec, "fake")
-    actor = SegmentShard(factory, config, CLASSES, run, cpu_threads=1)
+    actor = SegmentShard(factory, config, CLASSES, run, cpu_threads=1, driver="me")
     for shard in run.pending_shards(manifest) if shards is None else shards:
         entries = manifest.read_shard(run.storage, run.uri, shard)
         loaded = load_entries(run.storage, shard, entries, config.input.image_column)

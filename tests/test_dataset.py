@@ -63,7 +63,7 @@ def make_run(
     config = JobConfig.model_validate({"shard": {"images": 5}} | settings)
     run = open_run(output, storage, identity_of(config, CLASSES, corpus, {}))
     manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
-    actor = SegmentShard(segmenter, config, CLASSES, run, 1)
+    actor = SegmentShard(segmenter, config, CLASSES, run, 1, "me")
     schema = label_schema(CLASSES.names, run.fingerprint, config.mask_codec, "fake")
     for shard in range(manifest.shards):
         entries = manifest.read_shard(storage, output, shard)

@@ -169,6 +169,18 @@ def test_images_that_kill_their_process_become_rows(tmp_path: Path) -> None:
     assert len(run.done_shards()) == 4
 
 
+def test_an_image_that_never_ends_becomes_a_row(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, 20)
+    (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "hang.jpg")
+    settings = {"shard": {"images": 4}, "resources": {"image_seconds": 1}}
+    _, rows = label(str(corpus), str(tmp_path / "run"), Storage(), factory=Fragile, **settings)
+    [bad] = [row for row in rows if row["status"] != "ok"]
+    assert (bad["image_id"], bad["status"], bad["error_type"]) == ("part0/hang.jpg", "poison", "poison")
+    assert "or took over 1 s" in bad["error_message"]
+    assert len(rows) == 20
+
+
 def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_path: Path) -> None:
     """One actor against two, batch 1 against 8: the same mask bytes."""
     classes = ClassList.parse(["cat", "cup of coffee", "person"])

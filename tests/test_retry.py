@@ -59,7 +59,7 @@ def retry_small(run: Run, failed: dict[int, Failed], factory: Any = Brightness) 
     """What the flow does, without Ray."""
     config, classes = stored_settings(run)
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, "fake")
-    actor = SegmentShard(factory, config, classes, run, cpu_threads=1)
+    actor = SegmentShard(factory, config, classes, run, cpu_threads=1, driver="me")
     for shard, chosen in failed.items():
         entries = manifest_of(run).read_shard(run.storage, run.uri, shard)
         entries = [entry for entry in entries if entry.image_id in chosen.image_ids]

@@ -62,8 +62,8 @@ def test_a_run_at_work(corpus: Path, tmp_path: Path) -> None:
         later = now.timestamp() + 100
         dated(run, {0: now.timestamp() - 9000, 1: later, 2: later + 16})  # the first is of an earlier driver
         for _ in range(3):
-            Attempts.begin(run.storage, run.uri, 3).note("part0/photo-00000.jpg")
-        Attempts.begin(run.storage, run.uri, 4)
+            Attempts.begin(run.storage, run.uri, 3, "me").note("part0/photo-00000.jpg")
+        Attempts.begin(run.storage, run.uri, 4, "me")
         found = read_status(run)
         text = describe(found, datetime(2030, 1, 1, tzinfo=timezone.utc))
     assert found.state == "running"

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -35,7 +36,7 @@ DEADLY: dict[str, Callable[[], object]] = {  # by the first word of the file's n
     "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # what the kernel's out-of-memory killer sends
     "sigbus": lambda: os.kill(os.getpid(), signal.SIGBUS),  # a truncated memory map
 }
-HARMFUL = DEADLY | {"memory": exhaust_memory, "raise": raise_error}
+HARMFUL = DEADLY | {"hang": partial(time.sleep, 10**6), "memory": exhaust_memory, "raise": raise_error}
 
 
 class Harmful(Brightness):

@@ -23,7 +23,7 @@ FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
     "machine killed, embedded model": (600, 8),
     "actor or writer killed": (2000, 30),
     "node lost and added": (2000, 4),
-    "poison images": (2000, 11),
+    "poison images": (2000, 12),
 }
 QUICK = {
     "driver killed": (200, 3),

@@ -107,13 +107,16 @@ def machine_killed(setting: Setting) -> Outcome:
 
 
 def workers_killed(setting: Setting) -> Outcome:
-    """SIGKILL the segmenting actor, and every third time the task that is writing a shard, under one driver."""
+    """SIGKILL the segmenting actor, and every third time the task that is writing a shard, under one driver.
+
+    `times` in all; a process that ended before it was struck is no kill.
+    """
     expected = brightness_of(setting.place.corpus(setting.images))
     driver = Driver(setting.place, "workers-killed", options(setting), setting.ray)
     killed = {SEGMENTING: 0, WRITING: 0}
     generator = random.Random(setting.seed)
-    for kill in range(setting.times):
-        title = WRITING if kill % 3 == 2 else SEGMENTING
+    while sum(killed.values()) < setting.times and driver.process.poll() is None:
+        title = WRITING if sum(killed.values()) % 3 == 2 else SEGMENTING
         driver.wait_for_shards(driver.shards() + 1)
         time.sleep(generator.uniform(0, 0.2))
         found = driver.wait_for(partial(workers, setting.root or driver.process.pid, title))
@@ -174,7 +177,8 @@ POISON: dict[str, tuple[str, str]] = {  # what becomes of each kind: (status, er
     "abort": ("poison", "poison"),
     "sigkill": ("poison", "poison"),
     "sigbus": ("poison", "poison"),
-    "memory": ("failed", "MemoryError"),
+    "hang": ("poison", "poison"),
+    "memory": ("failed", "out_of_memory"),
     "raise": ("failed", "RuntimeError"),
     "oversized": ("failed", "oversized"),
     "corrupt": ("failed", "corrupt"),
@@ -184,13 +188,14 @@ POISON: dict[str, tuple[str, str]] = {  # what becomes of each kind: (status, er
 
 
 def poison_images(setting: Setting) -> Outcome:
-    """Images that kill, raise, exhaust memory or cannot be decoded, among good ones; `times` kinds of them."""
-    kinds = list(POISON)[-setting.times :] if setting.times >= len(POISON) else list(POISON)[: setting.times]
+    """Images that kill, hang, raise or cannot be decoded, `times` kinds of them, among good ones."""
+    kinds = list(POISON)[: setting.times]
     bad = {f"poison/{kind}-1.jpg": BROKEN.get(kind, jpeg(1)) for kind in kinds}
     contents = setting.place.corpus(setting.images, bad)
     expected = dict(brightness_of({name: data for name, data in contents.items() if name not in bad}))
     expected |= {name: POISON[name.partition("/")[2].rpartition("-")[0]] for name in bad}
-    Driver(setting.place, "poison", options(setting, "harmful"), setting.ray).finish()
+    resources = {"actors": 1, "cpus_per_actor": 1, "image_seconds": 1}
+    Driver(setting.place, "poison", options(setting, "harmful", resources=resources), setting.ray).finish()
     return Outcome(count(setting.place.open("poison"), expected), {"bad_images": len(bad)})
 
 
@@ -236,11 +241,12 @@ def changed_settings(setting: Setting) -> Outcome:
 
 
 def disk_full(setting: Setting) -> Outcome:
-    """The run folder's disk has no room for all labels; later it has. Needs root, for a mount."""
+    """The run folder's disk has room for about half of the labels; later for all. Needs root, for a mount."""
     expected = brightness_of(setting.place.corpus(setting.images))
     folder = setting.place.folder / "disk-full"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", folder], check=True)
+    size = f"size={96 + setting.images // 4}k"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=True)
     try:
         command = options(setting, "brightness")
         text = Driver(setting.place, "disk-full/run", command, setting.ray).finish(2)
