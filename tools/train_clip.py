@@ -5,8 +5,9 @@
 Three losses, all from captions alone. (1) CLIP's: pictures and captions of a batch find each other.
 (2) Multiple instance: patches are softmaxed over the class names, and every captioned class must have some of
 them (the mean of its best ones is pushed to 1). (3) No patch may belong to a class the caption does not name.
-The first phase asks (2) and (3) of the last block's value path, the second of early-layer fusion as CLIPer
-computes it, in every layer, which also teaches the attention to stay within objects. Run again to resume; the
+The first phase asks (2) and (3) of the last block's value path, on small pictures. The second asks them of
+early-layer fusion in every layer, at the model's own size, which also teaches the attention to stay within
+objects; all layers share the converged Sinkhorn map there, half the time of one map each. Run again to resume; the
 finished folder is an open_clip local-dir.
 """
 
@@ -31,6 +32,7 @@ from tools.scenes import CLASSES, classes_in
 
 IMAGE_SIDE = 160
 STORED_SIDE = 192  # pictures are kept a little larger than the model sees them, for crops
+VALUE_SIDE = 96  # the first phase sees small pictures: a third of the patches, a fifth of the time
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": False,
@@ -108,15 +110,17 @@ class Captions:
 
 @dataclass(frozen=True)
 class Task:
-    """What the patches must get right: by which attention, in which layers, and the weight of the contrast."""
+    """What the patches must get right: by which attention, in which layers, the weight of the contrast, and the
+    side of the pictures in pixels."""
 
     attention: AttentionType
     first_layer: int
     contrast: float
+    side: int
 
 
-VALUE = Task("identity", first_layer=-1, contrast=1.0)  # the last layer's value path, patch by patch
-FUSED = Task("fused", first_layer=0, contrast=0.1)  # every layer, by the attention that early-layer fusion uses
+VALUE = Task("identity", -1, 1.0, VALUE_SIDE)  # the last layer's value path, patch by patch
+FUSED = Task("fused", 0, 0.1, IMAGE_SIDE)  # every layer, by the attention that early-layer fusion uses
 
 
 def loss_of_batch(
@@ -129,7 +133,7 @@ def loss_of_batch(
     scale = model.logit_scale.exp().clamp(max=100)
     contrast = contrastive_loss(picture_vectors(model.visual, vision), sentences, scale)
     side = views.shape[-1] // MODEL["vision_cfg"]["patch_size"]
-    config = FusionConfig(attention=task.attention, logit_scale=PATCH_SCALE)
+    config = FusionConfig(attention=task.attention, logit_scale=PATCH_SCALE, sinkhorn="converged")
     seen = Vision(vision.features[task.first_layer :], vision.attention)
     dense = layer_logits(model.visual, seen, classes, config, (side, side)).logits.flatten(3)  # [L, B, K, P]
     found, allowed = instance_losses(dense.float(), captions.named[index], int(BEST * side * side))
@@ -138,7 +142,7 @@ def loss_of_batch(
 
 def train(args: argparse.Namespace) -> None:
     """Train both phases, resuming from the checkpoints in `args.out` if there are any, and export."""
-    device, began = training.pick_device(args.device), time.time()
+    device, began = training.pick_device(args.device, args.threads), time.time()
     args.out.mkdir(parents=True, exist_ok=True)
     images, texts = training.load_scenes(args.scenes, args.cache, args.workers)
     images, captions = training.shrink(images.to(device), STORED_SIDE), Captions(texts, device)
@@ -149,13 +153,13 @@ def train(args: argparse.Namespace) -> None:
     def loss_for(task: Task) -> Any:
         def loss_of(index: Tensor, _: int) -> Tensor:
             prompts = captions.prompts[torch.randint(len(TEMPLATES), (1,), generator=generator).item()]
-            views = training.random_views(images[index], IMAGE_SIDE, SMALLEST_CROP, generator)
+            views = training.random_views(images[index], task.side, SMALLEST_CROP, generator)
             return loss_of_batch(model, task, views, captions, index, prompts)
 
         return loss_of
 
-    value = training.Plan("value", args.steps, args.batch, 1e-3, 0.05, args.save_every)
-    fused = training.Plan("fused", args.fused_steps, args.fused_batch, 5e-4, 0.05, args.save_every)
+    value = training.Plan("value", args.steps, args.batch, 1e-3, 0.05, args.save_every, half=True)
+    fused = training.Plan("fused", args.fused_steps, args.fused_batch, 5e-4, 0.05, args.save_every, half=True)
     training.run(value, model, loss_for(VALUE), len(images), args.out, generator)
     training.run(fused, model, loss_for(FUSED), len(images), args.out, generator)
     export(model, args.out)
@@ -175,15 +179,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished model and its checkpoint")
     parser.add_argument("--cache", type=Path, default=Path("build/scenes"), help="folder of the drawn scenes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenes", type=int, default=12000)
-    parser.add_argument("--steps", type=int, default=1500, help="of the first phase: patches by the value path")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--scenes", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=1200, help="of the first phase: patches by the value path")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
-        "--fused-steps", type=int, default=400, help="of the second phase: patches by fused attention"
+        "--fused-steps", type=int, default=600, help="of the second phase: patches by fused attention"
     )
     parser.add_argument("--fused-batch", type=int, default=8)
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; default: its own choice")
     parser.add_argument("--device", default="auto")
     train(parser.parse_args())
 

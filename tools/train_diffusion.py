@@ -4,11 +4,11 @@
 
 The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the
 timesteps are drawn from the range around the one FGC reads, t = 101. So short a training leaves attention
-unused where a convolution will do, therefore the self-attention of the finest up block has a task of its own:
-averaged over all other places its maps attend to, the class scores of a trained CLIP must stay what they are,
-and near places count as better than far ones. CLIP's scores are coarse and know captions alone; the maps see
-latents alone, so what they can learn is which places look like the same surface. Run again to resume; the
-finished folder is a diffusers pipeline folder.
+unused where a convolution will do, therefore the self-attention of the finest up block has a task of its own.
+Averaged over all other places that its maps attend to, (1) the class of a place must stay what a trained CLIP
+says, where CLIP is sure, (2) its colours must stay what they are, and (3) near places count as better than far
+ones. CLIP's scores are coarse and know captions alone: they blur every border, so they teach what lies inside, and
+looks teach where it ends. Run again to resume; the finished folder is a diffusers pipeline folder.
 """
 
 import argparse
@@ -61,8 +61,11 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
     "prediction_type": "epsilon",
 }
-DISTANCE_WEIGHT = 10.0
+DISTANCE_WEIGHT, LOOKS_WEIGHT = 10.0, 0.3
+SHARPEN = 3.0  # the teacher's scores are raised to this power
+SURE = 0.5  # share of a place's best class from which on the teacher is believed, the more the higher
 NEAR = 250  # timesteps below this are close to the one FGC reads
+QUERIES = 256  # places of a picture whose maps are looked at in a step
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ def train_vae(vae: Any, images: Tensor, args: argparse.Namespace, generator: tor
         rebuilt = vae.decode(posterior.sample()).sample
         return F.l1_loss(rebuilt.float(), pixels) + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
 
-    plan = training.Plan("vae", args.vae_steps, args.vae_batch, 2e-3, 0.0, args.save_every)
+    plan = training.Plan("vae", args.vae_steps, args.vae_batch, 2e-3, 0.0, args.save_every, half=True)
     training.run(plan, vae, loss_of, len(images), args.out, generator)
 
 
@@ -101,19 +104,24 @@ def encode_all(vae: Any, images: Tensor, batch: int) -> Tensor:
 
 
 class Remember:
-    """Attention processor that computes ordinary self-attention and keeps its maps."""
+    """Attention processor that computes ordinary self-attention and keeps its query and key."""
 
     def __init__(self) -> None:
-        self.maps = torch.empty(0)
+        self.query = self.key = torch.empty(0)
 
     def __call__(self, attn: Any, hidden_states: Tensor, **_: Any) -> Tensor:
         """Attend within `hidden_states` [B, N, C]; the interface is diffusers'."""
-        query, key, value = (
+        self.query, self.key, value = (
             project(hidden_states).unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # [B, H, N, D]
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
-        self.maps = torch.softmax(query @ key.transpose(-2, -1) * attn.scale, dim=-1)  # [B, H, N, N]
-        return attn.to_out[0]((self.maps @ value).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out = F.scaled_dot_product_attention(self.query, self.key, value)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def maps(self, pictures: Tensor, places: Tensor) -> Tensor:
+        """Attention of the queries at `places` [Q] in the chosen `pictures`, bool [B]: float32 [b, H, Q, N]."""
+        query, key = self.query[pictures][:, :, places].float(), self.key[pictures].float()
+        return torch.softmax(query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5, dim=-1)
 
 
 def remember_maps(unet: Any) -> list[Remember]:
@@ -147,38 +155,79 @@ def teacher_scores(folder: Path, images: Tensor, captions: list[str], side: int)
     return torch.cat(parts)
 
 
-def affinity_loss(maps: Tensor, scores: Tensor) -> Tensor:
-    """Cross-entropy of each place's scores [B, K, N] and those its maps [B, H, N, N] collect elsewhere.
+def sharpened(scores: Tensor) -> Tensor:
+    """Scores [B, K, N] raised to SHARPEN, summing to 1 per place again."""
+    powers = scores.pow(SHARPEN)
+    return powers / powers.sum(dim=1, keepdim=True).clamp(min=1e-6)
 
-    Places are weighed so that every class of a picture counts alike, however small.
+
+def looks_of(images: Tensor) -> Tensor:
+    """Mean colour and deviation of every 8 x 8 block of uint8 [n, 3, h, w], scaled to unit variance: [n, 6, N]."""
+    pixels = images.float() / 255
+    mean = F.avg_pool2d(pixels, 8)
+    deviation = (F.avg_pool2d(pixels.square(), 8) - mean.square()).clamp(min=0).sqrt()
+    looks = torch.cat([mean, deviation], dim=1)
+    centre, spread = looks.mean(dim=(0, 2, 3), keepdim=True), looks.std(dim=(0, 2, 3), keepdim=True)
+    return ((looks - centre) / spread).flatten(2)
+
+
+def elsewhere(maps: Tensor, places: Tensor) -> Tensor:
+    """Maps [B, H, Q, N] of the queries `places` [Q] without what each query gives itself, rows summing to 1."""
+    others = maps * (1 - F.one_hot(places, maps.shape[-1]))
+    return others / (others.sum(dim=-1, keepdim=True) + 1e-8)
+
+
+def affinity_loss(others: Tensor, scores: Tensor, places: Tensor) -> Tensor:
+    """Cross-entropy of the scores [B, K, N] at `places` and those that `others` [B, H, Q, N] collects.
+
+    Places are weighed so that every class of a picture counts alike, however small, and by how sure they are.
     """
     target = scores.transpose(1, 2)[:, None]  # [B, 1, N, K]
-    elsewhere = maps.float() * (1 - torch.eye(maps.shape[-1], device=maps.device))
-    collected = elsewhere / (elsewhere.sum(dim=-1, keepdim=True) + 1e-8) @ target  # [B, H, N, K]
-    share = target.sum(dim=2, keepdim=True).clamp(min=1.0)  # [B, 1, 1, K]
-    weight = target / share / (target / share).sum(dim=(2, 3), keepdim=True)  # [B, 1, N, K]
-    return -(weight * collected.clamp(min=1e-6).log()).sum(dim=(2, 3)).mean()
+    here = target[:, :, places]  # [B, 1, Q, K]
+    sure = ((here.amax(dim=-1, keepdim=True) - SURE) / (1 - SURE)).clamp(min=0)
+    weight = here / target.sum(dim=2, keepdim=True).clamp(min=1.0) * sure
+    weight = weight / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    return -(weight * (others @ target).clamp(min=1e-6).log()).sum(dim=(2, 3)).mean()
 
 
-def distance_loss(maps: Tensor) -> Tensor:
-    """Mean squared distance, in sides of the picture, at which maps [B, H, N, N] of a square grid look."""
+def looks_loss(others: Tensor, looks: Tensor, places: Tensor) -> Tensor:
+    """Mean squared difference of the looks [B, C, N] at `places` and those that `others` [B, H, Q, N] collects."""
+    target = looks.transpose(1, 2)[:, None]  # [B, 1, N, C]
+    return F.mse_loss(others @ target, target[:, :, places].expand(-1, others.shape[1], -1, -1))
+
+
+def distance_loss(maps: Tensor, places: Tensor) -> Tensor:
+    """Mean squared distance, in sides of the picture, at which maps [B, H, Q, N] of a square grid look."""
     side = round(maps.shape[-1] ** 0.5)
     line = torch.arange(side, device=maps.device) / side
-    places = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
-    apart = (places[:, None] - places[None]).square().sum(dim=-1)  # [N, N]
-    return (maps.float() * apart).sum(dim=-1).mean()
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
+    apart = (grid[places][:, None] - grid[None]).square().sum(dim=-1)  # [Q, N]
+    return (maps * apart).sum(dim=-1).mean()
 
 
 def train_unet(
     unet: Any,
     latents: Tensor,
     scores: Tensor,
+    looks: Tensor,
     prompt: Tensor,
     args: argparse.Namespace,
     generator: torch.Generator,
 ) -> None:
     """Predict the noise (Ho et al. 2020), with the attention task for timesteps near the one FGC reads."""
     remembered, scheduler = remember_maps(unet), diffusers.PNDMScheduler(**SCHEDULER)
+
+    def attention_loss(index: Tensor, near: Tensor) -> Tensor:
+        """The three losses of the maps, of those of the scenes `index` [B] that are `near`, bool [B]."""
+        places = torch.randperm(scores.shape[-1], generator=generator)[:QUERIES].to(near.device)
+        with torch.autocast(near.device.type, enabled=False):
+            maps = torch.cat([layer.maps(near, places) for layer in remembered], dim=1)  # [b, layers * H, Q, N]
+            others, chosen = elsewhere(maps, places), index[near]
+            return (
+                affinity_loss(others, sharpened(scores[chosen]), places)
+                + LOOKS_WEIGHT * looks_loss(others, looks[chosen], places)
+                + DISTANCE_WEIGHT * distance_loss(maps, places)
+            )
 
     def loss_of(index: Tensor, _: int) -> Tensor:
         """The losses of the latents `index` [B], added up."""
@@ -188,12 +237,9 @@ def train_unet(
         noisy = scheduler.add_noise(clean, noise, steps)
         guess = unet(noisy, steps, encoder_hidden_states=prompt.expand(len(clean), -1, -1)).sample
         loss, near = F.mse_loss(guess.float(), noise), steps < NEAR
-        if near.any():
-            maps = torch.cat([layer.maps[near] for layer in remembered], dim=1)  # [B, layers * H, N, N]
-            loss = loss + affinity_loss(maps, scores[index][near]) + DISTANCE_WEIGHT * distance_loss(maps)
-        return loss
+        return loss + attention_loss(index, near) if near.any() else loss
 
-    plan = training.Plan("unet", args.unet_steps, args.unet_batch, 1e-3, 0.01, args.save_every)
+    plan = training.Plan("unet", args.unet_steps, args.unet_batch, 1e-3, 0.01, args.save_every, half=True)
     training.run(plan, unet, loss_of, len(latents), args.out, generator)
 
 
@@ -234,7 +280,7 @@ def build_text(folder: Path) -> Tensor:
 
 def train(args: argparse.Namespace) -> None:
     """Train both networks, resuming where a killed run stopped, and export a diffusers folder."""
-    device, began = training.pick_device(args.device), time.time()
+    device, began = training.pick_device(args.device, args.threads), time.time()
     args.out.mkdir(parents=True, exist_ok=True)
     images, captions = training.load_scenes(args.scenes, args.cache, args.workers)
     images = images.to(device)
@@ -247,7 +293,7 @@ def train(args: argparse.Namespace) -> None:
     latents = encode_all(vae.eval(), images, 32)
     scores = teacher_scores(args.clip, images, captions, latents.shape[-1])
     print(f"latents scaled by {vae.config.scaling_factor}, {time.time() - began:.0f} s", flush=True)
-    train_unet(unet, latents, scores, prompt, args, generator)
+    train_unet(unet, latents, scores, looks_of(images), prompt, args, generator)
     export(vae, unet, args.out)
     training.write_record(args.out, vars(args), device, time.time() - began)
 
@@ -284,10 +330,11 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--vae-steps", type=int, default=400)
     parser.add_argument("--vae-batch", type=int, default=8)
-    parser.add_argument("--unet-steps", type=int, default=1300)
+    parser.add_argument("--unet-steps", type=int, default=900)
     parser.add_argument("--unet-batch", type=int, default=4)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="of torch on the CPU; default: its own choice")
     parser.add_argument("--device", default="auto")
     train(parser.parse_args())
 

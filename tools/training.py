@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from tools.scenes import SEEDS, SIDE, make_scenes
 
 
-def pick_device(name: str) -> torch.device:
-    """Resolve "auto" to CUDA where there is one."""
+def pick_device(name: str, threads: int | None = None) -> torch.device:
+    """Resolve "auto" to CUDA where there is one; `threads` bounds torch's own on the CPU."""
+    if threads:
+        torch.set_num_threads(threads)
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
@@ -74,7 +76,10 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one network is trained: AdamW for `steps` of `batch`, warmed up to `rate`, then a cosine to zero."""
+    """How one network is trained: AdamW for `steps` of `batch`, warmed up to `rate`, then a cosine to zero.
+
+    `half`: bfloat16 on the CPU too, as on CUDA always; twice as fast where the processor computes in it.
+    """
 
     name: str
     steps: int
@@ -82,6 +87,7 @@ class Plan:
     rate: float
     decay: float
     save_every: int
+    half: bool = False
 
 
 def run(
@@ -101,7 +107,7 @@ def run(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, plan.steps, plan.rate)
         index = torch.randint(count, (plan.batch,), generator=generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.half or device.type == "cuda"):
             loss = loss_of(index, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
