@@ -106,6 +106,7 @@ def main() -> None:
     small = ["--images", "200", "--rows", "100000", "--curve", "500"] if args.quick else []
     about, models = machine(), model_runs(args.quick, cuda)
     others: dict[str, Any] = {"input": child("inputs"), "flow": child("flow", *small), "presets": child("presets")}
+    others["listing"] = child("listing", "--keys", "100000" if args.quick else "1000000")
     if not args.quick:
         where = ["--device", "cuda", "--dtype", "float16"] if cuda else ["--batch", "1"]
         others["floor"] = child("ceilings", *where)

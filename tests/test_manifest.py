@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.listing import listing_server
 from pipeline.config import InputConfig, ShardConfig
 from pipeline.errors import InputError
 from pipeline.load import load_entries
@@ -172,3 +173,11 @@ def test_colliding_ids_are_refused_with_both_places(tmp_path: Path) -> None:
 def test_equal_hashes_of_different_ids_are_no_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.manifest.id_hash", lambda image_id: 7)
     assert write_manifest([Entry("a", "/1"), Entry("b", "/2")], LOCAL, str(tmp_path), ShardConfig()).images == 2
+
+
+def test_a_bucket_is_listed_page_by_page() -> None:
+    with listing_server(2_345) as endpoint:
+        storage = Storage({"endpoint_url": endpoint, "key": "key", "secret": "secret"})
+        entries = list(list_entries(storage, "s3://bucket/photos", InputConfig()))
+    assert [e.image_id for e in entries] == [f"{i // 1000:04d}/{i:09d}.jpg" for i in range(2_345)]
+    assert entries[-1].uri == "s3://bucket/photos/0002/000002344.jpg"
