@@ -3,6 +3,8 @@
 import json
 import os
 import secrets
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -95,6 +97,20 @@ def test_submitted_job_labels_and_follows(head: Head, tmp_path: Path, settings: 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "labeled   4 images" in done.stdout
     assert len(all_rows(tmp_path / "run")) == 4
+
+
+WHERE = "import ray, pipeline; f = lambda: pipeline.__file__; print(f(), ray.get(ray.remote(f).remote()))"
+
+
+def test_a_submitted_checkout_replaces_the_installed_one(head: Head, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "pipeline", checkout / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    done = head.job("submit", "--working-dir", str(checkout), "--", sys.executable, "-c", shlex.quote(WHERE))
+    assert done.returncode == 0, done.stdout + done.stderr
+    driver, worker = next(line for line in done.stdout.splitlines() if line.endswith(".py")).split()
+    for where in (driver, worker):
+        assert Path(where).is_relative_to(head.folder.resolve()), where
+        assert "working_dir" in where
 
 
 def test_submitted_mistake_fails_the_job(head: Head, tmp_path: Path) -> None:
