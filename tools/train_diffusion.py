@@ -330,7 +330,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--vae-steps", type=int, default=400)
     parser.add_argument("--vae-batch", type=int, default=8)
-    parser.add_argument("--unet-steps", type=int, default=900)
+    parser.add_argument("--unet-steps", type=int, default=800)
     parser.add_argument("--unet-batch", type=int, default=4)
     parser.add_argument("--save-every", type=int, default=100)
     parser.add_argument("--workers", type=int, default=2)
