@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import shlex
 import shutil
 import signal
 import socket
@@ -105,7 +104,7 @@ WHERE = "import ray, pipeline; f = lambda: pipeline.__file__; print(f(), ray.get
 def test_a_submitted_checkout_replaces_the_installed_one(head: Head, tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT / "pipeline", checkout / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
-    done = head.job("submit", "--working-dir", str(checkout), "--", sys.executable, "-c", shlex.quote(WHERE))
+    done = head.job("submit", "--working-dir", str(checkout), "--", sys.executable, "-c", WHERE)
     assert done.returncode == 0, done.stdout + done.stderr
     driver, worker = next(line for line in done.stdout.splitlines() if line.endswith(".py")).split()
     for where in (driver, worker):
