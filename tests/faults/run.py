@@ -21,7 +21,7 @@ OWN_RAY = {"machine killed, embedded model", "node lost and added"}  # the fault
 FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
     "driver killed": (2000, 25),
     "machine killed, embedded model": (600, 8),
-    "actor or writer killed": (2000, 30),
+    "actor or writer killed": (4000, 33),
     "node lost and added": (2000, 4),
     "poison images": (2000, 12),
 }
