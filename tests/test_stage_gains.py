@@ -33,22 +33,22 @@ def test_miou_of_perfect_and_of_wrong_labels():
 
 
 def test_plain_attention_is_no_segmenter(gains):
-    assert gains["vanilla q-k"] < 20
+    assert gains["vanilla q-k"] < 25
 
 
 def test_fused_attention_with_feature_fusion_beats_every_other_attention(gains):
-    assert gains[FUSION] > 69
+    assert gains[FUSION] > 70
     assert gains[FUSION] > max(gains[stage] for stage in ATTENTION) + 1
-    assert gains[FUSION] > gains[FUSED] + 1
+    assert gains[FUSION] > gains[FUSED] + 2
 
 
 def test_fgc_with_the_mean_of_heads_refines(gains):
-    assert gains["+ FGC (mean)"] > gains[FUSION] + 0.4
+    assert gains["+ FGC (mean)"] > gains[FUSION] + 2
 
 
 def test_the_order_of_the_refinements(gains):
-    assert gains["+ FGC (mean)"] > gains["+ FGC (chain)"] + 3
-    assert gains["+ FGC (chain)"] > gains["vanilla q-k"] + 30
+    assert gains["+ FGC (mean)"] > gains["+ FGC (chain)"] + 0.5
+    assert gains["+ FGC (chain)"] > gains[FUSION] + 0.5
 
 
 def test_the_table_has_a_row_per_stage():

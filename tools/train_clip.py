@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200, help="of the first phase: patches by the value path")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument(
-        "--fused-steps", type=int, default=600, help="of the second phase: patches by fused attention"
+        "--fused-steps", type=int, default=1200, help="of the second phase: patches by fused attention"
     )
     parser.add_argument("--fused-batch", type=int, default=8)
     parser.add_argument("--save-every", type=int, default=50)
