@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,10 @@ PHOTOS = ROOT / "examples" / "photos"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, and so in all that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # These take minutes and go first, so that the workers of a parallel run end together.
