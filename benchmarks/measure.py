@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cliper_model.allocator import return_freed_memory
-
 
 def resident() -> int:
     """Bytes of this process in memory now."""
@@ -71,7 +69,6 @@ class Stopwatch:
 
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
-        return_freed_memory()
         Path("/proc/self/clear_refs").write_text("5")  # Linux: start VmHWM anew
         return resident()
 
