@@ -7,7 +7,7 @@ import pytest
 CODE = """
 import numpy as np
 from benchmarks.measure import resident
-from cliper_model.allocator import keep_freed_memory, return_freed_memory
+from cliper_model.allocator import keep_freed_memory
 
 def left(megabytes=200):
     before = resident()
@@ -17,7 +17,6 @@ def left(megabytes=200):
 
 keep_freed_memory()
 kept = left()
-return_freed_memory()
 keep_freed_memory(False)
 print(kept, left())
 """
