@@ -2,12 +2,14 @@
 
     python -m benchmarks.model --name L/14 --fgc --device cpu
 
-prints one JSON object. Needs cliper_model and its dependencies only. `--side official` or `ours` measures the
-whole image of one side alone, for its memory; without it both run in turn in one process.
+prints one JSON object. Needs cliper_model and its dependencies only. Each side runs in a process of its own, one
+after the other.
 """
 
 import argparse
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,16 +87,6 @@ def run_ours(pair: Pair, watch: Stopwatch) -> None:
             segment_scores(refined[row], presence[row], image.shape[:2], config.labels)
 
 
-def measure_whole(pair: Pair, side: str, watch: Stopwatch) -> None:
-    """The whole image of one side, without looking at its stages."""
-    if side == "ours":
-        with watch.stage("whole", len(pair.images)):
-            pair.ours.segment(pair.images, pair.ids)
-        return
-    with watch.stage("whole"):
-        run_official(pair, _Blind())
-
-
 class _Blind(Stopwatch):
     """A stopwatch that leaves the surrounding one's peak alone."""
 
@@ -102,30 +94,50 @@ class _Blind(Stopwatch):
         return 0
 
 
-def compare(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
-    """The official side, then ours, `repeats` times each, after one pass of ours for its memory.
+def measure_official(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
+    """The memory of a whole image, then every stage `repeats` times; a whole image's time is their sum."""
+    watch = Stopwatch(device)
+    with watch.stage("whole"):
+        run_official(pair, _Blind(device))
+    peak = watch.result()["whole"]["bytes"]
+    watch = Stopwatch(device)
+    for _ in range(repeats):
+        run_official(pair, watch)
+    stages = watch.result()
+    times = {key: sum(stage[key] for stage in stages.values()) for key in ("seconds", "cpu_seconds")}
+    return stages | {"whole": times | {"bytes": peak}}
 
-    On the CPU our side keeps freed memory as our actors do, from the second image on; the official side frees it
-    as a plain script does, and so does the pass for our memory.
+
+def measure_ours(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
+    """The memory of a whole batch and of every stage, then the time of both `repeats` times.
+
+    On the CPU the timed passes keep freed memory as our actors do, from the second image on; the passes for the
+    memory do not, because memory that is kept hides what a stage needs.
     """
-    sides, lean = {"official": Stopwatch(device), "ours": Stopwatch(device)}, Stopwatch(device)
+    lean, watch = Stopwatch(device), Stopwatch(device)
+    with lean.stage("whole", len(pair.images)):
+        pair.ours.segment(pair.images, pair.ids)
     run_ours(pair, lean)
-    measure_whole(pair, "ours", lean)
-    if device == "cuda":
-        run_official(pair, Stopwatch(device))
+    if device == "cpu":
+        keep_freed_memory()
+        pair.ours.segment(pair.images, pair.ids)
     for _ in range(repeats):
-        run_official(pair, sides["official"])
-    keep_freed_memory()
-    pair.ours.segment(pair.images, pair.ids)
-    for _ in range(repeats):
-        run_ours(pair, sides["ours"])
-        measure_whole(pair, "ours", sides["ours"])
-    keep_freed_memory(False)
-    sides["ours"].bytes = lean.bytes
-    results = {side: watch.result() for side, watch in sides.items()}
-    stages = results["official"].values()
-    whole = {key: sum(stage[key] for stage in stages) for key in ("seconds", "cpu_seconds")}
-    results["official"]["whole"] = whole | {"bytes": 0}  # measured alone: --side official
+        run_ours(pair, watch)
+        with watch.stage("whole", len(pair.images)):
+            pair.ours.segment(pair.images, pair.ids)
+    watch.bytes = lean.bytes
+    return watch.result()
+
+
+SIDES = {"official": measure_official, "ours": measure_ours}
+
+
+def compare() -> dict[str, Any]:
+    """Each side in a process of its own, one after the other: neither inherits the other's memory."""
+    results = {}
+    for side in SIDES:
+        command = [sys.executable, "-m", "benchmarks.model", *sys.argv[1:], "--side", side]
+        results[side] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return results
 
 
@@ -140,17 +152,14 @@ def main() -> None:
     parser.add_argument("--preset", choices=["exact", "fast"], default="exact")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--side", choices=["both", "official", "ours"], default="both")
+    parser.add_argument("--side", choices=["both", *SIDES], default="both")
     args = parser.parse_args()
+    if args.side == "both":
+        print(json.dumps(compare()))
+        return
     dtype = getattr(torch, args.dtype)
     pair = build(args.name, args.fgc, torch.device(args.device), dtype, args.preset, args.batch)
-    if args.side == "both":
-        print(json.dumps(compare(pair, args.device, args.repeats)))
-        return
-    watch = Stopwatch(args.device)
-    for _ in range(args.repeats):
-        measure_whole(pair, args.side, watch)
-    print(json.dumps(watch.result()))
+    print(json.dumps(SIDES[args.side](pair, args.device, args.repeats)))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,18 @@ again, one by one: 5% to 20% of an image's time at full size. Elsewhere than on 
 import ctypes
 import platform
 
-# From malloc.h: each option's number, glibc's default, and what keeps memory. The heap grows by 1 GB at a time and
-# never shrinks; what finds room on it is not mapped anew (32 MB is the most that glibc takes for that threshold).
+# From malloc.h: each option's number, glibc's default, and what keeps memory: one heap for all threads that never
+# shrinks, and nothing mapped outside it. (Raising M_MMAP_THRESHOLD is not enough: 32 MB is its limit.)
 _OPTIONS = {
-    -2: (128 << 10, 1 << 30),  # M_TOP_PAD
-    -1: (128 << 10, 2**31 - 1),  # M_TRIM_THRESHOLD
-    -3: (128 << 10, 32 << 20),  # M_MMAP_THRESHOLD
+    -1: (128 << 10, -1),  # M_TRIM_THRESHOLD
+    -2: (128 << 10, 64 << 20),  # M_TOP_PAD
+    -4: (65536, 0),  # M_MMAP_MAX
+    -8: (0, 1),  # M_ARENA_MAX
 }
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Keep what is freed for what is allocated next, up to about 1 GB; `keep=False` is glibc's default again.
+    """Keep what is freed for what is allocated next; `keep=False` is glibc's default again.
 
     It holds for the whole process: for commands and actors, not for a library that others import.
     """

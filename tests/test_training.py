@@ -1,0 +1,58 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cliper_model.backbone import load_backbone
+from cliper_model.config import BackboneConfig
+from tools import train_clip, training
+
+SMALL = ["--scenes", "6", "--steps", "2", "--batch", "3", "--full-steps", "2", "--full-batch", "2"]
+
+
+def train(monkeypatch: pytest.MonkeyPatch, out: Path, cache: Path) -> dict[str, torch.Tensor]:
+    options = ["--out", str(out), "--cache", str(cache), "--workers", "1", "--save-every", "1", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["train_clip", *options, *SMALL])
+    train_clip.main()
+    return load_file(out / "open_clip_model.safetensors")
+
+
+def test_training_resumed_equals_uninterrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = train(monkeypatch, tmp_path / "whole", tmp_path / "cache")
+    save, calls = training.save_checkpoint, []
+
+    def save_and_die(*args: object) -> None:
+        save(*args)  # type: ignore[arg-type]
+        calls.append(args)
+        if len(calls) == 3:  # one step into the second phase
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(training, "save_checkpoint", save_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            train(monkeypatch, tmp_path / "cut", tmp_path / "cache")
+    resumed = train(monkeypatch, tmp_path / "cut", tmp_path / "cache")
+    assert len(calls) == 3
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
+    backbone = BackboneConfig(model=f"local-dir:{tmp_path / 'cut'}")
+    model, _ = load_backbone(backbone, torch.device("cpu"), torch.float32)
+    assert torch.equal(model.visual.proj.half(), whole["visual.proj"])
+
+
+def test_coherent_maps_cost_less_than_leaking_ones() -> None:
+    inside = torch.tensor([0, 0, 0, 1, 1, 1])
+    logits = 20 * torch.nn.functional.one_hot(inside, 3).float().T[None, None]  # [1, 1, 3, 6]
+    named = torch.tensor([[True, True, False]])
+    same = (inside[:, None] == inside).float()[None]  # [1, 6, 6]
+    leaking = torch.ones(1, 6, 6)
+    selfish = torch.eye(6)[None] + 0.01 * leaking
+
+    def cost(attention: torch.Tensor) -> float:
+        return float(train_clip.coherence_loss(attention, logits, named))
+
+    assert cost(same) < 0.01
+    assert cost(leaking) > 0.3
+    assert cost(selfish) == pytest.approx(cost(leaking), rel=1e-4)  # a place's own weight does not count
