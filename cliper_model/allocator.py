@@ -1,31 +1,14 @@
-"""Keep freed memory in a process whose work is a model on the CPU.
+"""The environment of a process whose work is a model on the CPU: freed memory is kept for what comes next.
 
 glibc hands the memory of every freed large tensor back to the kernel, and the next tensor faults its pages in
-again, one by one: 5% to 20% of an image's time at full size. Elsewhere than on glibc this does nothing.
+again, one by one: 5% to 20% of an image's time at full size. These variables are read when a process starts;
+setting the same options later misses the threads that have a heap of their own by then. Elsewhere than on glibc
+they do nothing.
 """
 
-import ctypes
-import platform
-
-# From malloc.h: each option's number, glibc's default, and what keeps memory: one heap for all threads that never
-# shrinks, and nothing mapped outside it. (Raising M_MMAP_THRESHOLD is not enough: 32 MB is its limit.)
-_OPTIONS = {
-    -1: (128 << 10, -1),  # M_TRIM_THRESHOLD
-    -2: (128 << 10, 64 << 20),  # M_TOP_PAD
-    -4: (65536, 0),  # M_MMAP_MAX
-    -8: (0, 1),  # M_ARENA_MAX
+KEEP_FREED_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",  # one heap for all threads
+    "MALLOC_MMAP_MAX_": "0",  # nothing mapped outside it
+    "MALLOC_TRIM_THRESHOLD_": "-1",  # it never shrinks
+    "MALLOC_TOP_PAD_": str(64 << 20),  # and grows by 64 MB at a time
 }
-
-
-def keep_freed_memory(keep: bool = True) -> None:
-    """Keep what is freed for what is allocated next; `keep=False` is glibc's default again.
-
-    It holds for the whole process: for commands and actors, not for a library that others import.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    glibc = ctypes.CDLL(None)
-    for option, values in _OPTIONS.items():
-        glibc.mallopt(option, values[keep])
-    if not keep:
-        glibc.malloc_trim(0)

@@ -19,6 +19,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
+from cliper_model.allocator import KEEP_FREED_MEMORY
 from cliper_model.classes import ClassList
 from cliper_model.errors import CliperError
 from pipeline.config import JobConfig, ResourceConfig
@@ -41,6 +42,11 @@ class Pool:
     actors: int
     cpus_per_actor: float
     gpus_per_actor: int
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """What Ray sets up for an actor: on the CPU, it keeps freed memory (cliper_model/allocator.py)."""
+        return {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY}
 
 
 def label_corpus(
@@ -92,6 +98,7 @@ def label_corpus(
                 compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
                 num_cpus=pool.cpus_per_actor,
                 num_gpus=pool.gpus_per_actor or None,
+                runtime_env=pool.runtime_env,
             )
             .map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
         )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cliper_model.allocator import keep_freed_memory
 from cliper_model.classes import ClassList
 from pipeline.ahead import map_ahead
 from pipeline.config import JobConfig
@@ -55,8 +54,6 @@ class CLIPerSegmenter:
 
         self.config, self.classes = config, classes
         self.model = CLIPer.load(config.model, classes)
-        if self.model.device.type == "cpu":
-            keep_freed_memory()  # this process does nothing else
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""

@@ -178,6 +178,7 @@ def sweep_shards(
             compute=ActorPoolStrategy(size=pool.actors),
             num_cpus=pool.cpus_per_actor,
             num_gpus=pool.gpus_per_actor or None,
+            runtime_env=pool.runtime_env,
         )
         for summary in counted.iter_rows():
             yield check_summary(summary)

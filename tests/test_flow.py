@@ -1,6 +1,7 @@
 """The flow on a real Ray: a thousand images, broken ones among them, locally and on a real S3 server."""
 
 import hashlib
+import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.sink import shard_file
 from pipeline.sources import list_entries
 from pipeline.storage import Storage
 from tests.conftest import PARITY, S3Server
-from tests.fakes import CLASSES, Brightness, Fragile, brightness_labels, write_corpus
+from tests.fakes import CLASSES, Brightness, Fragile, Keeping, brightness_labels, write_corpus
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -151,6 +152,13 @@ def test_a_raising_image_costs_only_its_own_row(tmp_path: Path) -> None:
     assert bad["error_message"] == "cannot segment part0/raise.jpg"
     assert (bad["width"], bad["height"]) == (64, 48)
     assert len(rows) == 40
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own options")
+def test_actors_on_the_cpu_keep_freed_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 20)
+    _, rows = label(str(tmp_path / "corpus"), str(tmp_path / "run"), Storage(), factory=Keeping)
+    assert {row["error_message"] for row in rows} == {None}
 
 
 def test_images_that_kill_their_process_become_rows(tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
     python -m tools.train_clip --out build/clip-0 --seed 0
 
-Four losses, all from captions alone. (1) CLIP's: pictures and captions of a batch find each other.
+Three losses, all from captions alone. (1) CLIP's: pictures and captions of a batch find each other.
 (2) Multiple instance: patches are softmaxed over the class names, and every captioned class must have some of
 them (the mean of its best ones is pushed to 1). (3) No patch may belong to a class the caption does not name.
-(2) and (3) are asked of early-layer fusion in every layer. (4) Coherence: the fused attention over all other
-places must give a place back the classes it has, where they are sure; so the maps learn to stay within objects.
-The first phase sees small pictures, the second the model's own size; all layers share the converged Sinkhorn map,
-half the time of one map each. Run again to resume; the finished folder is an open_clip local-dir.
+The first phase asks (2) and (3) of the last block's value path, on small pictures. The second asks them of
+early-layer fusion in every layer, at the model's own size, which also teaches the attention to stay within
+objects; all layers share the converged Sinkhorn map there, half the time of one map each. Run again to resume; the
+finished folder is an open_clip local-dir.
 """
 
 import argparse
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 
 from cliper_model._libraries import open_clip
 from cliper_model.backbone import Vision, encode
-from cliper_model.config import FusionConfig
+from cliper_model.config import AttentionType, FusionConfig
 from cliper_model.fusion import layer_logits
 from tools import training
 from tools.scenes import CLASSES, classes_in
 
 IMAGE_SIDE = 160
 STORED_SIDE = 192  # pictures are kept a little larger than the model sees them, for crops
-SMALL_SIDE = 96  # the first phase sees small pictures: a third of the patches, a fifth of the time
+VALUE_SIDE = 96  # the first phase sees small pictures: a third of the patches, a fifth of the time
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": False,
@@ -42,7 +43,6 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 SMALLEST_CROP = 0.7  # share of the side a crop keeps at least
 BEST = 0.04  # share of the patches a captioned class must win
 PATCH_SCALE = 40.0  # temperature of the patches' class softmax
-SURE_PLACES = 5.0  # a class with fewer sure places than these weighs less in the coherence loss
 TEMPLATES = (
     "a photo of a {}.",
     "there is a {} in the scene.",
@@ -92,26 +92,6 @@ def instance_losses(logits: Tensor, named: Tensor, best: int) -> tuple[Tensor, T
     return found.mean(), -allowed.clamp(min=1e-6).log().mean()
 
 
-def coherence_loss(attention: Tensor, logits: Tensor, named: Tensor) -> Tensor:
-    """Cross-entropy between a place's classes and what the attention gathers from all other places.
-
-    `attention` [B, P, P], patch logits [L, B, K, P], captioned classes, bool [B, K]. The classes are the mean over
-    layers, sharpened (third power), of captioned classes only, and take no gradient. A place weighs nothing up
-    to half a share; every class of a picture weighs alike, however large it is.
-    """
-    with torch.no_grad():
-        shares = logits.softmax(dim=2).mean(dim=0).clamp(min=1e-6) ** 3 * named[:, :, None]
-        shares = (shares / shares.sum(dim=1, keepdim=True)).transpose(1, 2)  # [B, P, K]
-        sure = (2 * shares.amax(dim=2) - 1).clamp(min=0)  # [B, P]
-        winner = F.one_hot(shares.argmax(dim=2), shares.shape[2]).float()  # [B, P, K]
-        size = (winner * sure[..., None]).sum(dim=1, keepdim=True).clamp(min=SURE_PLACES)  # [B, 1, K]
-        weight = sure / (winner * size).sum(dim=2) / named.sum(dim=1, keepdim=True)  # [B, P]
-    others = attention.float() * (1 - torch.eye(attention.shape[-1], device=attention.device))
-    others = others / others.sum(dim=-1, keepdim=True).clamp(min=1e-8)
-    gathered = (others @ shares).clamp(min=1e-4)  # [B, P, K]
-    return (-(shares * gathered.log()).sum(dim=2) * weight).sum(dim=1).mean()
-
-
 class Captions:
     """Tokens of the captions and of every class name in every template, on the device."""
 
@@ -128,21 +108,36 @@ class Captions:
         self.prompts = torch.stack(prompts).to(device)  # [T, K, 77]
 
 
+@dataclass(frozen=True)
+class Task:
+    """What the patches must get right: by which attention, in which layers, the weight of the contrast, and the
+    side of the pictures in pixels."""
+
+    attention: AttentionType
+    first_layer: int
+    contrast: float
+    side: int
+
+
+VALUE = Task("identity", -1, 1.0, VALUE_SIDE)  # the last layer's value path, patch by patch
+FUSED = Task("fused", 0, 0.1, IMAGE_SIDE)  # every layer, by the attention that early-layer fusion uses
+
+
 def loss_of_batch(
-    model: Any, contrast: float, views: Tensor, captions: "Captions", index: Tensor, prompts: Tensor
+    model: Any, task: Task, views: Tensor, captions: "Captions", index: Tensor, prompts: Tensor
 ) -> Tensor:
-    """The losses of scenes `index` [B] seen as `views` [B, 3, h, w], added up; CLIP's weighs `contrast`."""
+    """The three losses of the scenes `index` [B] seen as `views` [B, 3, h, w], added up."""
     vision = encode(model.visual, normalise(views), "float32")
     sentences = F.normalize(model.encode_text(captions.tokens[index]).float(), dim=-1)
     classes = F.normalize(model.encode_text(prompts).float(), dim=-1)  # [K, C]
     scale = model.logit_scale.exp().clamp(max=100)
-    pairs = contrastive_loss(picture_vectors(model.visual, vision), sentences, scale)
-    side, named = views.shape[-1] // MODEL["vision_cfg"]["patch_size"], captions.named[index]
-    config = FusionConfig(attention="fused", logit_scale=PATCH_SCALE, sinkhorn="converged")
-    seen = layer_logits(model.visual, vision, classes, config, (side, side))
-    dense = seen.logits.flatten(3).float()  # [L, B, K, P]
-    found, allowed = instance_losses(dense, named, int(BEST * side * side))
-    return contrast * pairs + found + allowed + coherence_loss(seen.attention, dense, named)
+    contrast = contrastive_loss(picture_vectors(model.visual, vision), sentences, scale)
+    side = views.shape[-1] // MODEL["vision_cfg"]["patch_size"]
+    config = FusionConfig(attention=task.attention, logit_scale=PATCH_SCALE, sinkhorn="converged")
+    seen = Vision(vision.features[task.first_layer :], vision.attention)
+    dense = layer_logits(model.visual, seen, classes, config, (side, side)).logits.flatten(3)  # [L, B, K, P]
+    found, allowed = instance_losses(dense.float(), captions.named[index], int(BEST * side * side))
+    return task.contrast * contrast + found + allowed
 
 
 def train(args: argparse.Namespace) -> None:
@@ -155,18 +150,18 @@ def train(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     model = build_model().to(device).train()
 
-    def loss_for(side: int, contrast: float) -> Any:
+    def loss_for(task: Task) -> Any:
         def loss_of(index: Tensor, _: int) -> Tensor:
             prompts = captions.prompts[torch.randint(len(TEMPLATES), (1,), generator=generator).item()]
-            views = training.random_views(images[index], side, SMALLEST_CROP, generator)
-            return loss_of_batch(model, contrast, views, captions, index, prompts)
+            views = training.random_views(images[index], task.side, SMALLEST_CROP, generator)
+            return loss_of_batch(model, task, views, captions, index, prompts)
 
         return loss_of
 
-    small = training.Plan("small", args.steps, args.batch, 1e-3, 0.05, args.save_every, half=True)
-    full = training.Plan("full", args.full_steps, args.full_batch, 5e-4, 0.05, args.save_every, half=True)
-    training.run(small, model, loss_for(SMALL_SIDE, 1.0), len(images), args.out, generator)
-    training.run(full, model, loss_for(IMAGE_SIDE, 0.1), len(images), args.out, generator)
+    value = training.Plan("value", args.steps, args.batch, 1e-3, 0.05, args.save_every, half=True)
+    fused = training.Plan("fused", args.fused_steps, args.fused_batch, 5e-4, 0.05, args.save_every, half=True)
+    training.run(value, model, loss_for(VALUE), len(images), args.out, generator)
+    training.run(fused, model, loss_for(FUSED), len(images), args.out, generator)
     export(model, args.out)
     training.write_record(args.out, vars(args), device, time.time() - began)
 
@@ -185,10 +180,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("build/scenes"), help="folder of the drawn scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--steps", type=int, default=1000, help="of the first phase, on small pictures")
+    parser.add_argument("--steps", type=int, default=1200, help="of the first phase: patches by the value path")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--full-steps", type=int, default=500, help="of the second phase, at the model's own size")
-    parser.add_argument("--full-batch", type=int, default=8)
+    parser.add_argument(
+        "--fused-steps", type=int, default=1200, help="of the second phase: patches by fused attention"
+    )
+    parser.add_argument("--fused-batch", type=int, default=8)
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of torch on the CPU; default: its own choice")
