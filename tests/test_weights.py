@@ -48,7 +48,7 @@ def archive(state: dict[str, torch.Tensor], path: Path) -> Path:
     return path
 
 
-def loaded_equals(model: torch.nn.Module, state: dict[str, torch.Tensor], tolerance: float = 0) -> None:
+def assert_loaded_equals(model: torch.nn.Module, state: dict[str, torch.Tensor], tolerance: float = 0) -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, state[name], atol=tolerance, rtol=tolerance)
 
@@ -59,13 +59,13 @@ def test_safetensors_and_state_dict_files(state: dict[str, torch.Tensor], tiny_c
         model, _ = load_backbone(
             BackboneConfig(model="tiny-test-quickgelu", weights=str(file)), CPU, torch.float32
         )
-        loaded_equals(model, state)
+        assert_loaded_equals(model, state)
 
 
 def test_openai_archive(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = archive(state, tmp_path / "ViT.pt")
     model, _ = load_backbone(BackboneConfig(model="tiny-test-quickgelu", weights=str(file)), CPU, torch.float32)
-    loaded_equals(model, state, tolerance=1e-3)  # the archive is float16
+    assert_loaded_equals(model, state, tolerance=1e-3)  # the archive is float16
 
 
 def test_openai_archive_needs_quick_gelu(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
