@@ -97,16 +97,14 @@ class _Blind(Stopwatch):
 
 def measure_official(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
     """The memory of a whole image, then every stage `repeats` times; a whole image's time is their sum."""
-    watch = Stopwatch(device)
-    with watch.stage("whole"):
+    first, watch = Stopwatch(device), Stopwatch(device)
+    with first.stage("whole"):
         run_official(pair, _Blind(device))
-    peak = watch.result()["whole"]["bytes"]
-    watch = Stopwatch(device)
     for _ in range(repeats):
         run_official(pair, watch)
     stages = watch.result()
     times = {key: sum(stage[key] for stage in stages.values()) for key in ("seconds", "cpu_seconds")}
-    return stages | {"whole": times | {"bytes": peak}}
+    return stages | {"whole": times | {"bytes": first.result()["whole"]["bytes"]}}
 
 
 def measure_ours(pair: Pair, device: str, repeats: int) -> dict[str, Any]:
@@ -132,21 +130,20 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     On the CPU our side keeps freed memory, as our actors do. Memory that is kept hides what a stage needs: the
     peaks are those of one more process, that does not keep it.
     """
-    results = {}
+    results, on_cpu = {}, args.device == "cpu"
     if args.side != "ours":
-        results["official"] = child("official")
+        results["official"] = child("official", {})
     if args.side != "official":
-        results["ours"] = ours = child("ours", KEEP_FREED_MEMORY)
-        if args.device == "cpu":
-            for name, stage in child("ours", {}, "--repeats", "1").items():
-                ours[name]["bytes"] = stage["bytes"]
+        results["ours"] = ours = child("ours", KEEP_FREED_MEMORY if on_cpu else {})
+        for name, stage in child("ours", {}, "--repeats", "1").items() if on_cpu else ():
+            ours[name]["bytes"] = stage["bytes"]
     return results
 
 
-def child(side: str, environment: dict[str, str] | None = None, *options: str) -> dict[str, Any]:
+def child(side: str, environment: dict[str, str], *options: str) -> dict[str, Any]:
     """Run this module for one side."""
     command = [sys.executable, "-m", "benchmarks.model", *sys.argv[1:], *options, "--here", side]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | (environment or {}))
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | environment)
     content: dict[str, Any] = json.loads(done.stdout)
     return content
 

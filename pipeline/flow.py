@@ -44,9 +44,13 @@ class Pool:
     gpus_per_actor: int
 
     @property
-    def runtime_env(self) -> dict[str, Any]:
-        """What Ray sets up for an actor: on the CPU, it keeps freed memory (cliper_model/allocator.py)."""
-        return {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY}
+    def actor_options(self) -> dict[str, Any]:
+        """What Ray gives an actor; one on the CPU keeps freed memory (cliper_model/allocator.py)."""
+        return {
+            "num_cpus": self.cpus_per_actor,
+            "num_gpus": self.gpus_per_actor or None,
+            "runtime_env": {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY},
+        }
 
 
 def label_corpus(
@@ -96,9 +100,7 @@ def label_corpus(
                 batch_format="pyarrow",
                 zero_copy_batch=True,
                 compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
-                num_cpus=pool.cpus_per_actor,
-                num_gpus=pool.gpus_per_actor or None,
-                runtime_env=pool.runtime_env,
+                **pool.actor_options,
             )
             .map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
         )

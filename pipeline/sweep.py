@@ -176,9 +176,7 @@ def sweep_shards(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(size=pool.actors),
-            num_cpus=pool.cpus_per_actor,
-            num_gpus=pool.gpus_per_actor or None,
-            runtime_env=pool.runtime_env,
+            **pool.actor_options,
         )
         for summary in counted.iter_rows():
             yield check_summary(summary)
