@@ -16,9 +16,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
-from cliper_model.backbone import encode
-from cliper_model.diffusion import image_noise
-from cliper_model.segmenter import CLIPer
+from cliper.model.backbone import encode
+from cliper.model.diffusion import image_noise
+from cliper.model.segmenter import CLIPer
 
 TOKENS, HEADS, WIDTH = 4096, 10, 64  # of the two self-attention layers FGC reads
 

@@ -16,11 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.count import COUNTS, ShardCounter, counts_file
-from pipeline.evaluate import read_counts
-from pipeline.masks import decode_png, encode_png
-from pipeline.merge import merge
-from pipeline.storage import Storage
+from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge
+from cliper.pipeline.evaluate.evaluation import read_counts
+from cliper.pipeline.run.masks import decode_png, encode_png
+from cliper.pipeline.storage.backend import Storage
 from tools.scenes import CLASSES, SEEDS, make_scene
 
 COUNTED = 256

@@ -20,19 +20,19 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cliper_model.classes import ClassList
-from pipeline.config import JobConfig
-from pipeline.corrections import NO_CORRECTIONS
-from pipeline.export.base import Item, Plan
-from pipeline.export.driver import export
-from pipeline.export.formats import EXPORTERS
-from pipeline.export.source import read_items
-from pipeline.masks import pack_mask
-from pipeline.rows import RowFilter
-from pipeline.run import Run, class_names, identity_of, open_run
-from pipeline.schema import label_schema
-from pipeline.sink import write_shard
-from pipeline.storage import Storage
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import JobConfig
+from cliper.pipeline.export.base import Item, Plan
+from cliper.pipeline.export.driver import export
+from cliper.pipeline.export.items import read_items
+from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.run.corrections import NO_CORRECTIONS
+from cliper.pipeline.run.folder import Run, class_names, identity_of, open_run
+from cliper.pipeline.run.masks import pack_mask
+from cliper.pipeline.run.rows import RowFilter
+from cliper.pipeline.run.schema import label_schema
+from cliper.pipeline.run.shards import write_shard
+from cliper.pipeline.storage.backend import Storage
 from tools.scenes import CLASSES, make_scenes
 
 SHARD = 100

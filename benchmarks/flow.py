@@ -19,15 +19,16 @@ import numpy as np
 
 from benchmarks.measure import Stopwatch
 from benchmarks.models import photo
-from cliper_model.classes import ClassList
-from cliper_model.labels import Segmentation
-from pipeline.config import JobConfig, ShardConfig
-from pipeline.decode import decode
-from pipeline.flow import Pool, label_corpus
-from pipeline.manifest import read_manifest, write_manifest
-from pipeline.run import Run, open_run
-from pipeline.sources import Entry, list_entries
-from pipeline.storage import Storage
+from cliper.model.classes import ClassList
+from cliper.model.labels import Segmentation
+from cliper.pipeline.config import JobConfig, ShardConfig
+from cliper.pipeline.corpus.decode import decode
+from cliper.pipeline.corpus.manifest import read_manifest, write_manifest
+from cliper.pipeline.corpus.sources import Entry, list_entries
+from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.run.folder import Run, open_run
+from cliper.pipeline.storage.backend import Storage
 
 CLASSES = ClassList.parse(["dark", "middle", "bright"])
 SECONDS_PER_IMAGE = 0.02

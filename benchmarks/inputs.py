@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.models import photo
-from pipeline.decode import decode
-from pipeline.masks import MASK_CODECS
+from cliper.pipeline.corpus.decode import decode
+from cliper.pipeline.run.masks import MASK_CODECS
 
 
 def milliseconds(function: Callable[[], Any], repeats: int = 30) -> float:

@@ -18,10 +18,10 @@ from threading import Thread
 from aiohttp import web
 
 from benchmarks.measure import Stopwatch
-from pipeline.config import InputConfig, ShardConfig
-from pipeline.manifest import write_manifest
-from pipeline.sources import list_entries
-from pipeline.storage import Storage
+from cliper.pipeline.config import InputConfig, ShardConfig
+from cliper.pipeline.corpus.manifest import write_manifest
+from cliper.pipeline.corpus.sources import list_entries
+from cliper.pipeline.storage.backend import Storage
 
 PAGE = 1000
 ENTRY = (

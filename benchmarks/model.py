@@ -20,13 +20,13 @@ import torch
 from benchmarks import models
 from benchmarks.measure import Stopwatch
 from benchmarks.official import Official
-from cliper_model.allocator import KEEP_FREED_MEMORY
-from cliper_model.diffusion import image_noise
-from cliper_model.fusion import coarse_scores
-from cliper_model.labels import presence_scores, segment_scores
-from cliper_model.presets import preset
-from cliper_model.refine import refine
-from cliper_model.segmenter import CLIPer
+from cliper.model.allocator import KEEP_FREED_MEMORY
+from cliper.model.diffusion import image_noise
+from cliper.model.fusion import coarse_scores
+from cliper.model.labels import presence_scores, segment_scores
+from cliper.model.presets import preset
+from cliper.model.refine import refine
+from cliper.model.segmenter import CLIPer
 
 
 @dataclass(frozen=True)

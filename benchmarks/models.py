@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cliper_model import CLIPerConfig
-from cliper_model._libraries import diffusers, open_clip, transformers
-from cliper_model.config import BackboneConfig, FGCConfig
-from cliper_model.diffusion import DiffusionAttention, DiffusionParts
-from cliper_model.prompts import text_bank
-from cliper_model.segmenter import CLIPer
+from cliper.model import CLIPerConfig
+from cliper.model._libraries import diffusers, open_clip, transformers
+from cliper.model.config import BackboneConfig, FGCConfig
+from cliper.model.diffusion import DiffusionAttention, DiffusionParts
+from cliper.model.prompts import text_bank
+from cliper.model.segmenter import CLIPer
 
 ARCHITECTURES = {"B/16": "ViT-B-16-quickgelu", "L/14": "ViT-L-14-quickgelu"}
 

@@ -2,7 +2,7 @@
 
 One image at a time; the prompt embedded for every image; the attention of every UNet layer materialised and kept;
 the UNet run to its end; the heads' maps multiplied as matrices; scores of all classes at full size.
-The formulas agree with `cliper_model` (tests/test_speed_paths.py); only the order and the memory differ.
+The formulas agree with `cliper_model` (tests/model/test_speed_paths.py); only the order and the memory differ.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model.backbone import embed_patches, project_qkv
-from cliper_model.config import CLIPerConfig
+from cliper.model.backbone import embed_patches, project_qkv
+from cliper.model.config import CLIPerConfig
 
 
 class KeepEverything:

@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 
-from cliper_model import CLIPer
-from cliper_model.classes import ClassList
-from cliper_model.presets import PRESETS, preset
+from cliper.model import CLIPer
+from cliper.model.classes import ClassList
+from cliper.model.presets import PRESETS, preset
 from tools.scenes import CLASSES, make_scene
 from tools.stage_gains import image_counts, miou, tiny_config
 

@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from cliper_model.classes import ClassList
-from pipeline.config import JobConfig, ShardConfig, load_classes
-from pipeline.manifest import write_manifest
-from pipeline.masks import pack_mask
-from pipeline.run import Run, identity_of, open_run
-from pipeline.schema import COLUMNS, label_schema
-from pipeline.sink import write_shard
-from pipeline.sources import Entry
-from pipeline.storage import Storage
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import JobConfig, ShardConfig, load_classes
+from cliper.pipeline.corpus.manifest import write_manifest
+from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.masks import pack_mask
+from cliper.pipeline.run.schema import COLUMNS, label_schema
+from cliper.pipeline.run.shards import write_shard
+from cliper.pipeline.storage.backend import Storage
 
 PICTURES = 64  # different photographs and masks; rows repeat them
 WIDTH, HEIGHT = 640, 480
@@ -93,7 +93,7 @@ def measure(run_uri: str, *options: str) -> dict[str, Any]:
     page = Path(run_uri).parent / "report.html"
     start = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "jobs.cli", "report", run_uri, "--output", str(page), *options], check=True
+        [sys.executable, "-m", "cliper.jobs.cli", "report", run_uri, "--output", str(page), *options], check=True
     )
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {

@@ -6,15 +6,15 @@ Names are resolved when they are first used, so that configs and class lists can
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig
-from cliper_model.errors import ClassListError, CliperError, ConfigError, WeightsError
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig
+from cliper.model.errors import ClassListError, CliperError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
-    from cliper_model.labels import Segmentation
-    from cliper_model.segmenter import CLIPer
+    from cliper.model.labels import Segmentation
+    from cliper.model.segmenter import CLIPer
 
-_NEEDS_TORCH = {"CLIPer": "cliper_model.segmenter", "Segmentation": "cliper_model.labels"}
+_NEEDS_TORCH = {"CLIPer": "cliper.model.segmenter", "Segmentation": "cliper.model.labels"}
 
 __all__ = [
     "CLIPer",

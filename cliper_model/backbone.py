@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cliper_model import kernels
-from cliper_model.config import BackboneConfig
-from cliper_model.errors import WeightsError
-from cliper_model.weights import Backbone, resolve_backbone
+from cliper.model import kernels
+from cliper.model.config import BackboneConfig
+from cliper.model.errors import WeightsError
+from cliper.model.weights import Backbone, resolve_backbone
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def load_backbone(config: BackboneConfig, device: torch.device, dtype: torch.dty
     Raises WeightsError if weights are missing, do not fit the architecture, or the vision tower is not a
     plain ViT with a CLS token.
     """
-    from cliper_model._libraries import open_clip
+    from cliper.model._libraries import open_clip
 
     found = resolve_backbone(config)
     try:
@@ -44,7 +44,7 @@ def load_backbone(config: BackboneConfig, device: torch.device, dtype: torch.dty
 
 
 def _create(found: Backbone) -> nn.Module:
-    from cliper_model._libraries import open_clip
+    from cliper.model._libraries import open_clip
 
     if not found.openai:
         checkpoint = None if found.checkpoint is None else str(found.checkpoint)
@@ -128,7 +128,7 @@ def _finish_block(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 def _encode_on_cuda(blocks: Any, x: Tensor) -> Vision:
     """`encode` with fused attention; the summed maps are computed afterwards from every block's q and k."""
-    from cliper_model.fusion_triton import attention_sum
+    from cliper.model.fusion_triton import attention_sum
 
     heads = blocks[0].attn.num_heads
     projected = x.new_empty(len(blocks) - 1, *x.shape[:2], 3 * x.shape[2])  # [L - 1, B, N, 3C]

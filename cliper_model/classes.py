@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cliper_model.errors import ClassListError
+from cliper.model.errors import ClassListError
 
 MAX_CLASSES = 65_534  # labels are uint16; 0 is background and 65,535 the ignore value
 

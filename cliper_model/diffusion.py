@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model import kernels
-from cliper_model._libraries import diffusers, transformers
-from cliper_model.config import FGCConfig
-from cliper_model.errors import ConfigError, WeightsError
-from cliper_model.weights import resolve_diffusion
+from cliper.model import kernels
+from cliper.model._libraries import diffusers, transformers
+from cliper.model.config import FGCConfig
+from cliper.model.errors import ConfigError, WeightsError
+from cliper.model.weights import resolve_diffusion
 
 LATENT_FACTOR = 8  # pixels per latent, in every Stable Diffusion VAE
 

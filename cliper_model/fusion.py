@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model import kernels
-from cliper_model.backbone import Vision, attend, encode, merge_heads, project_qkv, project_value
-from cliper_model.config import FusionConfig, SlidingConfig
+from cliper.model import kernels
+from cliper.model.backbone import Vision, attend, encode, merge_heads, project_qkv, project_value
+from cliper.model.config import FusionConfig, SlidingConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def sinkhorn_rounds(attention: Tensor, rounds: int) -> Iterator[Scaling]:
     Every round is a diagonal scaling of the first matrix, so a round is two products of it with a vector.
     """
     if kernels.available(attention[..., :64]):
-        from cliper_model import fusion_triton
+        from cliper.model import fusion_triton
 
         for vectors in fusion_triton.sinkhorn_vectors(attention, rounds):
             yield Scaling(*vectors)
@@ -79,7 +79,7 @@ def spread_values(attention: Tensor, scaling: Scaling, value: Tensor) -> Tensor:
 
 
 def _spread_on_cuda(attention: Tensor, scaling: Scaling, value: Tensor) -> Tensor:
-    from cliper_model import fusion_triton
+    from cliper.model import fusion_triton
 
     if len(value) == 1:
         vectors = (scaling.row, scaling.column, scaling.mean)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cliper_model.classes import mask_dtype
-from cliper_model.config import LabelConfig
+from cliper.model.classes import mask_dtype
+from cliper.model.config import LabelConfig
 
 BAND_ELEMENTS = 4_000_000  # class scores held at once: 16 MB in float32
 _BINS = 1024  # resolution of the confidence histogram the 10th percentile is read from

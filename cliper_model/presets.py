@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cliper_model.config import CLIPerConfig
-from cliper_model.errors import ConfigError
+from cliper.model.config import CLIPerConfig
+from cliper.model.errors import ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The official computation.

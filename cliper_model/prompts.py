@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model.classes import ClassList
-from cliper_model.config import PromptConfig
+from cliper.model.classes import ClassList
+from cliper.model.config import PromptConfig
 
 SCENE15 = (
     "a clean origami {}.",
@@ -43,7 +43,7 @@ def templates_of(config: PromptConfig) -> tuple[str, ...]:
     if config.templates == "scene15":
         return SCENE15
     if config.templates == "openai80":
-        from cliper_model._libraries import open_clip
+        from cliper.model._libraries import open_clip
 
         return tuple(template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES)
     return tuple(config.templates)

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model import kernels
-from cliper_model.config import Refinement
-from cliper_model.diffusion import QueryKey
+from cliper.model import kernels
+from cliper.model.config import Refinement
+from cliper.model.diffusion import QueryKey
 
 ROWS = 512  # rows of a map processed at once on the CPU: 8 MB of float32 at N = 4096
 EPSILON = 1e-5  # the official code adds it to both divisors
@@ -88,7 +88,7 @@ def head_operator(layers: Sequence[QueryKey], threshold: float) -> HeadOperator:
     if layers[0].query.device.type == "cpu":
         return _streamed(layers, threshold)
     if all(kernels.available(layer.query) for layer in layers):
-        from cliper_model.refine_triton import HeadMaps
+        from cliper.model.refine_triton import HeadMaps
 
         return HeadMaps(layers, threshold)
     return _plain(layers, threshold)

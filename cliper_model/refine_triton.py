@@ -16,7 +16,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-from cliper_model.diffusion import QueryKey
+from cliper.model.diffusion import QueryKey
 
 EPSILON = 1e-5  # as in refine.head_map
 MAX_CLASSES = 128  # scores one program accumulates; more classes run as further programs

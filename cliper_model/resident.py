@@ -4,13 +4,13 @@ from functools import lru_cache
 
 import torch
 
-from cliper_model.backbone import load_backbone
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig, PromptConfig
-from cliper_model.diffusion import DiffusionAttention
-from cliper_model.errors import ConfigError
-from cliper_model.prompts import TextVectors, embed_classes
-from cliper_model.segmenter import CLIPer, pick_device, pick_dtype
+from cliper.model.backbone import load_backbone
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig, PromptConfig
+from cliper.model.diffusion import DiffusionAttention
+from cliper.model.errors import ConfigError
+from cliper.model.prompts import TextVectors, embed_classes
+from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
 
 _LISTS_KEPT = 8  # class lists whose vectors are remembered
 

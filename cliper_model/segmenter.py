@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cliper_model.backbone import load_backbone, patch_size
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig, LabelConfig
-from cliper_model.diffusion import DiffusionAttention
-from cliper_model.errors import ConfigError
-from cliper_model.fusion import combine_layers, layer_scores
-from cliper_model.labels import Segmentation, presence_scores, segment_scores
-from cliper_model.prompts import embed_classes
-from cliper_model.refine import refine
+from cliper.model.backbone import load_backbone, patch_size
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig, LabelConfig
+from cliper.model.diffusion import DiffusionAttention
+from cliper.model.errors import ConfigError
+from cliper.model.fusion import combine_layers, layer_scores
+from cliper.model.labels import Segmentation, presence_scores, segment_scores
+from cliper.model.prompts import embed_classes
+from cliper.model.refine import refine
 
 
 @dataclass(frozen=True)

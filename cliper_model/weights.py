@@ -10,8 +10,8 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from cliper_model.config import BackboneConfig, FGCConfig
-from cliper_model.errors import WeightsError
+from cliper.model.config import BackboneConfig, FGCConfig
+from cliper.model.errors import WeightsError
 
 EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
 
@@ -74,7 +74,7 @@ def _local_clip(folder: Path) -> Path:
 
 
 def _resolve_open_clip(architecture: str, weights: str) -> Backbone:
-    from cliper_model._libraries import open_clip
+    from cliper.model._libraries import open_clip
 
     known = open_clip.list_models()
     if architecture not in known:
@@ -122,7 +122,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _download(tag: dict[str, object], what: str) -> Path:
-    from cliper_model._libraries import open_clip
+    from cliper.model._libraries import open_clip
 
     try:
         return Path(open_clip.download_pretrained(tag))

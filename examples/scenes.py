@@ -12,8 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from jobs.cli import run as as_command
-from pipeline.errors import InputError
+from cliper.jobs.cli import run as as_command
+from cliper.pipeline.errors import InputError
 from tools.scenes import CLASSES, SEEDS, Scene, make_scenes
 
 SPLITS = {"train": SEEDS["validation"], "heldout": SEEDS["test"]}  # the embedded model has seen neither

@@ -3,9 +3,9 @@
     python -m examples.student
 
 Draws procedural scenes, labels them with `cliper label` and the embedded model on a local Ray, trains a small
-U-Net on the masks through `pipeline.dataset.MaskDataset`, and measures teacher and student on held-out scenes
-against their pixel labels, which nothing was trained on. With --run, the masks of a run of yours are trained on,
-which must have the embedded model's classes.
+U-Net on the masks through `cliper.pipeline.dataset.MaskDataset`, and measures teacher and student on held-out
+scenes against their pixel labels, which nothing was trained on. With --run, the masks of a run of yours are
+trained on, which must have the embedded model's classes.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from cliper.jobs.cli import run as as_command
+from cliper.jobs.label import label
+from cliper.pipeline.dataset import MaskDataset
+from cliper.pipeline.run.folder import Run, read_run
+from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.rows import LABELED, read_tables
+from cliper.pipeline.storage.backend import Storage
 from examples.scenes import write_scenes
-from jobs.cli import run as as_command
-from jobs.label import label
-from pipeline.dataset import MaskDataset
-from pipeline.masks import unpack_mask
-from pipeline.rows import LABELED, read_tables
-from pipeline.run import Run, read_run
-from pipeline.storage import Storage
 from tools.scenes import CLASSES
 from tools.stage_gains import image_counts, miou
 

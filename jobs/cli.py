@@ -11,19 +11,19 @@ from typing import Any
 
 import typer
 
-from cliper_model.errors import CliperError
-from jobs.evaluate import evaluate
-from jobs.export import export
-from jobs.label import label
-from jobs.plan import plan
-from jobs.prepare import prepare
-from jobs.report import report
-from jobs.retry import retry
-from jobs.review import review
-from jobs.serve import serve
-from jobs.status import status
-from jobs.verify import verify
-from pipeline.errors import TooManyFailuresError
+from cliper.jobs.evaluate import evaluate
+from cliper.jobs.export import export
+from cliper.jobs.label import label
+from cliper.jobs.plan import plan
+from cliper.jobs.prepare import prepare
+from cliper.jobs.report import report
+from cliper.jobs.retry import retry
+from cliper.jobs.review import review
+from cliper.jobs.serve import serve
+from cliper.jobs.status import status
+from cliper.jobs.verify import verify
+from cliper.model.errors import CliperError
+from cliper.pipeline.errors import TooManyFailuresError
 
 app = typer.Typer(
     name="cliper",

@@ -9,20 +9,27 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cliper_model.errors import ConfigError
-from jobs.label import Job, open_job, parse_options, with_overrides
-from jobs.progress import RunProgress
-from jobs.session import clean_stop, ray_session
-from pipeline.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
-from pipeline.compare import compare, matching, table
-from pipeline.config import JobConfig, load_classes
-from pipeline.datasets import Prepared, open_prepared
-from pipeline.errors import EvaluationError
-from pipeline.evaluate import Evaluation, check_summary, count_stored, open_evaluation, require_labeled
-from pipeline.metrics import PROTOCOLS, Protocol
-from pipeline.results import Results, Setting, figures, heading, summarise
-from pipeline.run import Run, read_run
-from pipeline.storage import Storage, join
+from cliper.jobs.common import parse_options, with_overrides
+from cliper.jobs.progress import RunProgress
+from cliper.jobs.session import clean_stop, ray_session
+from cliper.model.errors import ConfigError
+from cliper.pipeline.config import JobConfig, load_classes
+from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.evaluate.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
+from cliper.pipeline.evaluate.compare import compare, matching, table
+from cliper.pipeline.evaluate.evaluation import (
+    Evaluation,
+    check_summary,
+    count_stored,
+    open_evaluation,
+    require_labeled,
+)
+from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
+from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
+from cliper.pipeline.evaluate.results import Results, Setting, figures, heading, summarise
+from cliper.pipeline.label.job import Job, open_job
+from cliper.pipeline.run.folder import Run, read_run
+from cliper.pipeline.storage.backend import Storage, join
 
 Opt = typer.Option
 
@@ -135,7 +142,8 @@ def evaluate_live(
 
 
 def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], nodes: list[dict[str, float]]) -> None:
-    from pipeline.flow import label_corpus, plan_pool
+    from cliper.pipeline.flow import label_corpus
+    from cliper.pipeline.label.pool import plan_pool
 
     if not shards:
         return
@@ -234,8 +242,8 @@ def run_sweep(
     options: Options,
 ) -> str:
     """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
-    from pipeline.flow import plan_pool
-    from pipeline.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
+    from cliper.pipeline.evaluate.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
+    from cliper.pipeline.label.pool import plan_pool
 
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
@@ -292,7 +300,7 @@ def _published(config: BenchmarkConfig, variant: str) -> float | None:
 
 def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
     """Verify, add up, and write the report."""
-    from pipeline.report import write_report
+    from cliper.pipeline.evaluate.page import write_report
 
     counts = evaluation.read()
     results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)

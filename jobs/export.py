@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliper_model.errors import ConfigError
-from jobs.label import parse_options
-from pipeline.run import class_names, read_run
-from pipeline.storage import Storage
+from cliper.jobs.common import parse_options
+from cliper.model.errors import ConfigError
+from cliper.pipeline.run.folder import class_names, read_run
+from cliper.pipeline.storage.backend import Storage
 
 if TYPE_CHECKING:
-    from pipeline.corrections import Version
-    from pipeline.export.driver import Summary
+    from cliper.pipeline.export.driver import Summary
+    from cliper.pipeline.run.corrections import Version
 
 INTERRUPTED = 130
 FORMATS = "coco, coco-panoptic, voc, yolo-seg, webdataset, huggingface, label-studio, cvat, fiftyone"
@@ -49,10 +49,10 @@ def export(
 
     Run the same command again to continue an interrupted export: finished shards are not read again.
     """
-    from pipeline.export.base import Plan
-    from pipeline.export.driver import export as write_export
-    from pipeline.export.driver import pick
-    from pipeline.rows import RowFilter
+    from cliper.pipeline.export.base import Plan
+    from cliper.pipeline.export.driver import export as write_export
+    from cliper.pipeline.export.driver import pick
+    from cliper.pipeline.run.rows import RowFilter
 
     exporter = pick(to)
     if val_share is not None and not exporter.splits:

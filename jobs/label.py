@@ -1,29 +1,17 @@
 """`cliper label`: images in, masks and metadata in Parquet out."""
 
-import itertools
-import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 
-from cliper_model.classes import ClassList
-from cliper_model.errors import CliperError, ConfigError
-from cliper_model.presets import preset as apply_preset
-from jobs.progress import FailureLimit, RunProgress
-from jobs.session import clean_stop, ray_session
-from pipeline.config import JobConfig, load_classes, load_config, validate
-from pipeline.errors import InputError
-from pipeline.lease import hold
-from pipeline.manifest import Manifest, read_manifest, write_manifest
-from pipeline.masks import MASK_CODECS
-from pipeline.run import Run, check_folder, free_folder, identity_of, open_run
-from pipeline.segment import SEGMENTERS, SegmenterKind
-from pipeline.sources import Entry, list_entries
-from pipeline.storage import Storage
+from cliper.jobs.common import execute, parse_options, with_overrides, with_preset
+from cliper.jobs.progress import FailureLimit
+from cliper.jobs.session import clean_stop
+from cliper.pipeline.config import load_classes, load_config
+from cliper.pipeline.label.job import open_job
+from cliper.pipeline.run.folder import free_folder
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 
@@ -67,141 +55,3 @@ def label(
     with clean_stop(output), ExitStack() as held:
         job = open_job(input, output, settings, load_classes(classes), storage, held)
         execute(job, verbose, limit)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A labeling job that has been checked as far as possible without Ray or a GPU."""
-
-    run: Run
-    manifest: Manifest
-    config: JobConfig
-    classes: ClassList
-    kind: SegmenterKind
-    model: str
-
-
-def open_job(
-    input_uri: str,
-    output: str,
-    config: JobConfig,
-    classes: ClassList,
-    storage: Storage,
-    held: ExitStack | None = None,
-) -> Job:
-    """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
-
-    With `held`, the run folder's lease is taken before the first write and kept until `held` closes.
-    """
-    kind = pick("segmenter", config.segmenter, SEGMENTERS)
-    pick("mask_codec", config.mask_codec, MASK_CODECS)
-    weights = kind.identity(config)
-    entries = _first_listed(storage, input_uri, config)
-    identity = identity_of(config, classes, input_uri, weights)
-    check_folder(output, storage, identity)
-    if held is not None:
-        held.enter_context(hold(output, storage))
-    run = open_run(output, storage, identity)
-    manifest = read_manifest(storage, output) or _list_corpus(run, entries, config)
-    return Job(run, manifest, config, classes, kind, kind.describe(config))
-
-
-def _first_listed(storage: Storage, uri: str, config: JobConfig) -> Iterator[Entry]:
-    """The corpus, listed far enough to know that it exists; nothing has been written yet."""
-    entries = list_entries(storage, uri, config.input)
-    first = next(entries, None)
-    if first is None:
-        raise InputError(f"no images found in {uri}; check the path, or its format (input.format in the config)")
-    return itertools.chain([first], entries)
-
-
-def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig) -> Manifest:
-    reported = 0
-
-    def report(count: int) -> None:
-        nonlocal reported
-        if count - reported >= 100_000:
-            reported = count
-            print(f"listed {count} images", file=sys.stderr, flush=True)
-
-    try:
-        return write_manifest(entries, run.storage, run.uri, config.shard, report)
-    except CliperError:
-        run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
-        raise
-
-
-def execute(job: Job, verbose: bool, limit: FailureLimit | None = None) -> None:
-    """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
-    shards = job.run.pending_shards(job.manifest)
-    done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
-    if done:
-        print(f"continuing: {done} of {job.manifest.images} images are done", file=sys.stderr)
-    with RunProgress(job.manifest.images, done) as progress:
-        if shards:
-            _label_shards(job, shards, progress, verbose, limit)
-    print_summary(job, progress)
-
-
-def _label_shards(
-    job: Job, shards: list[int], progress: RunProgress, verbose: bool, limit: FailureLimit | None
-) -> None:
-    from pipeline.flow import label_corpus, plan_pool
-
-    with ray_session(verbose) as nodes:
-        pool = plan_pool(job.config.resources, nodes)
-        arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
-        for summary in label_corpus(*arguments):
-            progress.add(summary)
-            if limit is not None:
-                limit.check(progress)
-
-
-def print_summary(job: Job, progress: RunProgress) -> None:
-    """What this command did, on stdout."""
-    failed = sum(progress.failures.values())
-    rate = progress.images / max(progress.seconds, 1e-9)
-    print(f"model     {job.model}")
-    print(f"labeled   {progress.images - failed} images in {progress.seconds:.1f} s ({rate:.1f} images/s)")
-    causes = ", ".join(f"{cause} {count}" for cause, count in progress.failures.most_common())
-    print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
-    print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
-    print(f"identity  {job.run.fingerprint}")
-
-
-def with_overrides(
-    config: JobConfig, actors: int | None, cpus_per_actor: float | None, batch_size: int | None
-) -> JobConfig:
-    """The config with command-line values put in."""
-    content = config.model_dump()
-    given = {"actors": actors, "cpus_per_actor": cpus_per_actor}
-    content["resources"] |= {key: value for key, value in given.items() if value is not None}
-    if batch_size is not None:
-        content["model"]["batch_size"] = batch_size
-    return validate(JobConfig, content, "command line")
-
-
-def with_preset(config: JobConfig, name: str) -> JobConfig:
-    """The config with the changes of a preset (cliper_model/presets.py). Raises ConfigError."""
-    return config.model_copy(update={"model": apply_preset(config.model, name)})
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Parse KEY=VALUE pairs; values are YAML scalars (true, 3, text). Raises ConfigError."""
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise ConfigError("--storage-option expects KEY=VALUE, e.g. --storage-option anon=true")
-    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}
-
-
-def pick(setting: str, name: str, known: dict[str, Any]) -> Any:
-    """Return known[name]. Raises ConfigError that names the setting and what is known."""
-    if name not in known:
-        raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")
-    return known[name]
-
-
-if __name__ == "__main__":
-    from jobs.cli import run
-
-    run(lambda: typer.run(label))

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options, pick, with_preset
-from pipeline.config import load_classes, load_config
-from pipeline.errors import InputError
-from pipeline.plan import Corpus, Estimate, Measured, estimate, measure, sample_corpus
-from pipeline.segment import SEGMENTERS
-from pipeline.sources import list_entries
-from pipeline.storage import Storage
+from cliper.jobs.common import parse_options, with_preset
+from cliper.pipeline.config import load_classes, load_config, pick
+from cliper.pipeline.corpus.sources import list_entries
+from cliper.pipeline.errors import InputError
+from cliper.pipeline.label.estimate import Corpus, Estimate, Measured, estimate, measure, sample_corpus
+from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 LISTED_EVERY = 100_000

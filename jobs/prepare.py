@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
-from pipeline.datasets import Prepared
-from pipeline.prepare.write import prepare as write_prepared
-from pipeline.storage import Storage
+from cliper.jobs.common import parse_options
+from cliper.pipeline.evaluate.prepare.write import prepare as write_prepared
+from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cliper_model.errors import ConfigError
-from pipeline.errors import TooManyFailuresError
+from cliper.model.errors import ConfigError
+from cliper.pipeline.errors import TooManyFailuresError
 
 LINE_SECONDS = 5.0
 JUDGED_AFTER = 100  # images: a share of fewer says little

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
+from cliper.jobs.common import parse_options
 
 Opt = typer.Option
 
@@ -24,9 +24,9 @@ def report(
 
     Works while the run is still going. The page loads nothing from elsewhere and can be sent as a file.
     """
-    from pipeline.run import read_run
-    from pipeline.run_report import write_run_report
-    from pipeline.storage import Storage, join
+    from cliper.pipeline.report.run_page import write_run_report
+    from cliper.pipeline.run.folder import read_run
+    from cliper.pipeline.storage.backend import Storage, join
 
     start = time.monotonic()
     target = output or join(run, "report", "index.html")

@@ -6,17 +6,19 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import Job, parse_options, pick, with_overrides
-from jobs.progress import RunProgress
-from jobs.session import clean_stop, ray_session
-from pipeline.errors import RunError
-from pipeline.lease import hold
-from pipeline.manifest import read_manifest
-from pipeline.redo import Failed, find_failed, forget_counts, require_same, stored_settings
-from pipeline.run import Run, read_run
-from pipeline.segment import SEGMENTERS
-from pipeline.status import read_status
-from pipeline.storage import Storage
+from cliper.jobs.common import parse_options, with_overrides
+from cliper.jobs.progress import RunProgress
+from cliper.jobs.session import clean_stop, ray_session
+from cliper.pipeline.config import pick
+from cliper.pipeline.corpus.manifest import read_manifest
+from cliper.pipeline.errors import RunError
+from cliper.pipeline.label.job import Job
+from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.run.failed import Failed, find_failed, forget_counts, require_same, stored_settings
+from cliper.pipeline.run.folder import Run, read_run
+from cliper.pipeline.run.lease import hold
+from cliper.pipeline.run.status import read_status
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 
@@ -67,7 +69,8 @@ def open_stored(run: Run, actors: int | None, cpus_per_actor: float | None) -> J
 
 def retry_failed(job: Job, failed: dict[int, Failed], verbose: bool) -> RunProgress:
     """Label the failed images on Ray; returns how many were tried, and what failed again."""
-    from pipeline.flow import label_corpus, plan_pool
+    from cliper.pipeline.flow import label_corpus
+    from cliper.pipeline.label.pool import plan_pool
 
     forget_counts(job.run, failed)
     with RunProgress(sum(len(f.image_ids) for f in failed.values()), 0) as progress, ray_session(verbose) as nodes:
@@ -89,9 +92,3 @@ def _causes(failures: Mapping[str, int]) -> str:
         return "no row failed"
     listed = ", ".join(f"{cause} {count}" for cause, count in Counter(failures).most_common())
     return f"{sum(failures.values())} rows failed ({listed})"
-
-
-if __name__ == "__main__":
-    from jobs.cli import run as run_command
-
-    run_command(lambda: typer.run(retry))

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
-from pipeline.corrections import versions
-from pipeline.errors import ReviewError
-from pipeline.rows import RowFilter
-from pipeline.run import Run, class_names, read_run
-from pipeline.storage import Storage, join
+from cliper.jobs.common import parse_options
+from cliper.pipeline.errors import ReviewError
+from cliper.pipeline.run.corrections import versions
+from cliper.pipeline.run.folder import Run, class_names, read_run
+from cliper.pipeline.run.rows import RowFilter
+from cliper.pipeline.storage.backend import Storage, join
 
 review = typer.Typer(help="Let people look at the masks that need it most, and take their corrections back.")
 
@@ -43,8 +43,8 @@ def pick(
     rarity (of the rarest class in the mask) and, with --against, disagreement (1 - mean IoU). Import tasks.json
     into a Label Studio project whose labeling interface is config.xml.
     """
-    from pipeline import review as reviews
-    from pipeline.export.label_studio import labeling_config
+    from cliper.pipeline.export.formats.label_studio import labeling_config
+    from cliper.pipeline.review import select as reviews
 
     storage = Storage(parse_options(storage_option or []))
     opened = read_run(run, storage)
@@ -73,7 +73,7 @@ def apply(
 
     The run's own masks stay as they are. Exports and training lay the latest version over them.
     """
-    from pipeline.review import apply_review
+    from cliper.pipeline.review.apply import apply_review
 
     storage = Storage(parse_options(storage_option or []))
     opened = read_run(run, storage)

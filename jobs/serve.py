@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from cliper_model.errors import CliperError, ConfigError
-from pipeline.config import CONFIGS, load_classes, load_config
-from pipeline.decode import SUFFIXES
+from cliper.model.errors import CliperError, ConfigError
+from cliper.pipeline.config import CONFIGS, load_classes, load_config
+from cliper.pipeline.corpus.decode import SUFFIXES
 
 Opt = typer.Option
 
@@ -32,12 +32,12 @@ def serve(
     settings, names, pictures = load_config(config), load_classes(classes), find_examples(examples)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
-        from jobs.serve_page import THEME, build_page, css
+        from cliper.jobs.serve_page import THEME, build_page, css
     except ModuleNotFoundError as error:
         if error.name != "gradio":
             raise
         raise CliperError("`cliper serve` needs Gradio: pip install 'cliper[serve]'") from error
-    from pipeline.preview import Previewer
+    from cliper.pipeline.report.preview import Previewer
 
     check_address(host, port)
     page = build_page(Previewer(settings), names, pictures)

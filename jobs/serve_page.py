@@ -1,4 +1,4 @@
-"""The page of `cliper serve`: Gradio's form on the left, the result of pipeline/preview.py on the right."""
+"""The page of `cliper serve`: Gradio's form on the left, the result of pipeline/report/preview.py on the right."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -8,11 +8,11 @@ from typing import Any
 import gradio as gr
 from markupsafe import escape
 
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig
-from cliper_model.errors import CliperError
-from pipeline.errors import ImageError
-from pipeline.preview import Choice, Previewer, parse_classes, parse_words, render_preview
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig
+from cliper.model.errors import CliperError
+from cliper.pipeline.errors import ImageError
+from cliper.pipeline.report.preview import Choice, Previewer, parse_classes, parse_words, render_preview
 
 # Fonts of the machine: the page loads nothing from elsewhere. Colours with the contrast that WCAG asks for.
 THEME = gr.themes.Default(
@@ -29,7 +29,7 @@ EMPTY = '<p class="preview-message" style="border: 0">Choose an image, name clas
 
 def css() -> str:
     """The styles of the result."""
-    folder = files("pipeline").joinpath("templates")
+    folder = files("cliper.pipeline.report").joinpath("templates")
     return "\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in ("figure.css", "preview.css"))
 
 

@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from pipeline.errors import ResourceError
+from cliper.pipeline.errors import ResourceError
 
 INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
 

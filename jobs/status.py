@@ -1,14 +1,14 @@
 """`cliper status`: how far a run is, from any machine."""
 
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
-from pipeline.run import read_run
-from pipeline.status import Status, read_status
-from pipeline.storage import Storage
+from cliper.jobs.common import parse_options
+from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.status import Status, read_status
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 
@@ -26,7 +26,7 @@ def status(
     Reads names, times and file footers; the driver is not asked, and nothing is written.
     """
     found = read_status(read_run(run, Storage(parse_options(storage_option or []))), failures=not quick)
-    print(found.to_json() if json_output else describe(found, datetime.now(timezone.utc)))
+    print(found.to_json() if json_output else describe(found, datetime.now(UTC)))
 
 
 def describe(found: Status, now: datetime) -> str:
@@ -76,9 +76,3 @@ def _started(found: Status) -> str:
     deaths = sum(started.deaths for started in again)
     text = f"{len(found.started)} shards begun, {len(again)} of them again"
     return text + (f" after {deaths} deaths of an image's process" if deaths else "")
-
-
-if __name__ == "__main__":
-    from jobs.cli import run as run_command
-
-    run_command(lambda: typer.run(status))

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from jobs.label import parse_options
-from pipeline.lease import hold
-from pipeline.orphans import clean_run
-from pipeline.run import read_run
-from pipeline.storage import Storage
-from pipeline.verify import KINDS, Report, verify_run
+from cliper.jobs.common import parse_options
+from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.lease import hold
+from cliper.pipeline.run.leftovers import clean_run
+from cliper.pipeline.run.verify import KINDS, Report, verify_run
+from cliper.pipeline.storage.backend import Storage
 
 PRINTED = 20  # problems shown; --json has more
 
@@ -62,9 +62,3 @@ def print_report(report: Report) -> None:
     for note in report.notes:
         print(f"note      {note}")
     print("whole     " + ("yes" if report.whole else "no"))
-
-
-if __name__ == "__main__":
-    from jobs.cli import run as run_command
-
-    run_command(lambda: typer.run(verify))

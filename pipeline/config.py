@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig, Settings
-from cliper_model.errors import ClassListError, ConfigError
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig, Settings
+from cliper.model.errors import ClassListError, ConfigError
 
 S = TypeVar("S", bound=Settings)
 
@@ -123,3 +123,10 @@ def load_classes(name: str) -> ClassList:
     except UnicodeDecodeError as error:
         raise ClassListError(f"{path} is not UTF-8 text: {error}") from error
     return ClassList.parse(lines, str(path))
+
+
+def pick(setting: str, name: str, known: dict[str, Any]) -> Any:
+    """Return known[name]. Raises ConfigError that names the setting and what is known."""
+    if name not in known:
+        raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")
+    return known[name]

@@ -21,15 +21,15 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
-from cliper_model.classes import ignore_value
-from pipeline.corrections import Version, read_corrections
-from pipeline.decode import decode, to_file_grid, upright
-from pipeline.errors import FilterError, ImageError, InputError, RunError
-from pipeline.load import load_entries
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.masks import unpack_mask
-from pipeline.rows import LABELED, RowFilter, read_tables
-from pipeline.run import Run, class_names
+from cliper.model.classes import ignore_value
+from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
+from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.errors import FilterError, ImageError, InputError, RunError
+from cliper.pipeline.run.corrections import Version, read_corrections
+from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 log = logging.getLogger(__name__)
 

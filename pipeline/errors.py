@@ -1,6 +1,6 @@
 """Expected errors of the flow; like all CliperErrors they end a command with one message and exit code 2."""
 
-from cliper_model.errors import CliperError
+from cliper.model.errors import CliperError
 
 
 class InputError(CliperError):

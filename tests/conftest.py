@@ -30,7 +30,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, an
 
 
 # These take minutes and go first, so that the workers of a parallel run end together.
-LONG = ("faults", "tutorial", "cli", "flow", "label_control", "docs", "ray_job", "retry", "evaluate", "export")
+LONG = ("faults", "tutorial", "cli", "flow", "label_control", "docs", "ray_job", "failed", "evaluate", "export")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -52,7 +52,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from cliper_model._libraries import open_clip
+    from cliper.model._libraries import open_clip
 
     folder = tmp_path_factory.mktemp("clip")
     config = json.loads((PARITY / "clip_tiny.json").read_text())

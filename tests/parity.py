@@ -21,9 +21,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from cliper_model._libraries import open_clip
-from cliper_model.backbone import attend, load_backbone
-from cliper_model.config import (
+from cliper.model._libraries import open_clip
+from cliper.model.backbone import attend, load_backbone
+from cliper.model.config import (
     BackboneConfig,
     CLIPerConfig,
     FGCConfig,
@@ -32,12 +32,12 @@ from cliper_model.config import (
     PromptConfig,
     SlidingConfig,
 )
-from cliper_model.diffusion import DiffusionAttention
-from cliper_model.fusion import coarse_scores, encode_logits
-from cliper_model.labels import presence_scores, segment_scores
-from cliper_model.prompts import embed_prompts, text_bank
-from cliper_model.refine import refine
-from cliper_model.segmenter import CLIPer
+from cliper.model.diffusion import DiffusionAttention
+from cliper.model.fusion import coarse_scores, encode_logits
+from cliper.model.labels import presence_scores, segment_scores
+from cliper.model.prompts import embed_prompts, text_bank
+from cliper.model.refine import refine
+from cliper.model.segmenter import CLIPer
 
 TOLERANCE = 2e-3
 PIXEL_AGREEMENT = 0.999

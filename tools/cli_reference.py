@@ -10,7 +10,7 @@ import click
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from jobs.cli import app
+from cliper.jobs.cli import app
 
 PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
 HEAD = "<!-- Written by `python -m tools.cli_reference`; do not edit. -->\n\n"

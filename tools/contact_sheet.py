@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from cliper_model.config import CLIPerConfig
+from cliper.model.config import CLIPerConfig
 from tools.scenes import CLASSES, SEEDS, Scene, make_scene
 from tools.stage_gains import FUSION, TINY, Stages, tiny_config
 

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow.dataset as ds
 from PIL import Image
 
-from cliper_model import CLIPer
-from cliper_model.classes import ClassList
-from jobs.cli import run
-from jobs.label import label
-from pipeline.config import load_classes, load_config
-from pipeline.decode import decode, upright
-from pipeline.masks import unpack_mask
+from cliper.jobs.cli import run
+from cliper.jobs.label import label
+from cliper.model import CLIPer
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import load_classes, load_config
+from cliper.pipeline.corpus.decode import decode, upright
+from cliper.pipeline.run.masks import unpack_mask
 from tools.contact_sheet import Picture, contact_sheet, overlay, palette
 from tools.scenes import CLASSES, SEEDS, Scene, make_scene
 from tools.stage_gains import image_counts, miou

@@ -20,14 +20,14 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig
-from cliper_model.labels import presence_scores, segment_scores
-from cliper_model.refine import refine
-from cliper_model.segmenter import CLIPer
-from pipeline import metrics
-from pipeline.bootstrap import drawn_miou, interval
-from pipeline.metrics import Ints
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig
+from cliper.model.labels import presence_scores, segment_scores
+from cliper.model.refine import refine
+from cliper.model.segmenter import CLIPer
+from cliper.pipeline.evaluate import metrics
+from cliper.pipeline.evaluate.bootstrap import drawn_miou, interval
+from cliper.pipeline.evaluate.metrics import Ints
 from tools.scenes import CLASSES, SEEDS, Scene, make_scene
 
 TINY = Path(__file__).parent.parent / "configs" / "label" / "tiny.yaml"

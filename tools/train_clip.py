@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cliper_model._libraries import open_clip
-from cliper_model.backbone import Vision, encode
-from cliper_model.config import AttentionType, FusionConfig
-from cliper_model.fusion import layer_logits
+from cliper.model._libraries import open_clip
+from cliper.model.backbone import Vision, encode
+from cliper.model.config import AttentionType, FusionConfig
+from cliper.model.fusion import layer_logits
 from tools import training
 from tools.scenes import CLASSES, classes_in
 

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper_model._libraries import diffusers, transformers
-from cliper_model.classes import ClassList
-from cliper_model.config import CLIPerConfig
-from cliper_model.segmenter import CLIPer
+from cliper.model._libraries import diffusers, transformers
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig
+from cliper.model.segmenter import CLIPer
 from tools import training
 from tools.scenes import CLASSES, classes_in
 

@@ -1,6 +1,7 @@
 """What every exporter gets and gives."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,13 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from cliper_model.classes import ignore_value
-from pipeline.decode import upright
-from pipeline.export.folder import Folder
-from pipeline.masks import encode_png, palette, unpack_mask
-from pipeline.rows import RowFilter
+from cliper.model.classes import ignore_value
+from cliper.pipeline.corpus.decode import upright
+from cliper.pipeline.errors import ExportError
+from cliper.pipeline.export.folder import Folder
+from cliper.pipeline.run.masks import encode_png, palette, unpack_mask
+from cliper.pipeline.run.rows import RowFilter
 
 _COLOURS = np.array(palette()).reshape(256, 3)
+
+_NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Record = Mapping[str, Any]  # what is kept of an image for `finish`; plain JSON
 
@@ -128,3 +132,10 @@ class Exporter:
     needs_images: bool = False  # trainers of this format look for image files beside the masks
     keeps_failed: bool = False  # rows without a mask can be held
     check: Callable[[Plan], None] = lambda plan: None  # raises ExportError for what the format cannot hold
+
+
+def refuse_unprintable(text: str, what: str) -> None:
+    """Raise ExportError for a character that XML 1.0 has no way to write."""
+    found = _NOT_IN_XML.search(text)
+    if found is not None:
+        raise ExportError(f"the {what} {text!r} holds {found[0]!r}, which XML cannot; choose another format")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.export.runs import label_counts
+from cliper.pipeline.export.runlength import label_counts
 
 LENGTH_BITS = np.array([3, 4, 8, 16])
 WORD_BITS = 8

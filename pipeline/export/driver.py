@@ -18,17 +18,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.corrections import Corrections, Version, read_corrections
-from pipeline.errors import ExportError, RunError
-from pipeline.export.base import Exporter, Plan, Record, Records
-from pipeline.export.folder import Folder, compact_json
-from pipeline.export.formats import EXPORTERS
-from pipeline.export.names import clashing_names
-from pipeline.export.source import LeftOut, read_items
-from pipeline.manifest import read_manifest
-from pipeline.rows import read_tables
-from pipeline.run import Run, differences
-from pipeline.storage import Storage, join
+from cliper.pipeline.corpus.manifest import read_manifest
+from cliper.pipeline.errors import ExportError, RunError
+from cliper.pipeline.export.base import Exporter, Plan, Record, Records
+from cliper.pipeline.export.folder import Folder, compact_json
+from cliper.pipeline.export.items import LeftOut, read_items
+from cliper.pipeline.export.names import clashing_names
+from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
+from cliper.pipeline.run.folder import Run, differences
+from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.storage.backend import Storage, join
 
 MARKER = "cliper-export.json"
 LISTING = "cliper-images.jsonl"

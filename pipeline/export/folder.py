@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from pipeline.storage import Storage, join
+from cliper.pipeline.storage.backend import Storage, join
 
 THREADS = 8
 _WAITING = 4 * THREADS  # files held in memory at most

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from pipeline.decode import SUFFIXES
+from cliper.pipeline.corpus.decode import SUFFIXES
 
 MAX_BYTES = 200  # file systems allow 255; endings and temporary names need the rest
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}

@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from cliper_model.labels import Segmentation
-from pipeline.segment import SEGMENTERS
-from tests.fakes import Brightness, kind
+from cliper.model.labels import Segmentation
+from cliper.pipeline.label.segmenters import SEGMENTERS
+from tests.support.fakes import Brightness, kind
 
 
 def segfault() -> None:
@@ -59,7 +59,7 @@ class Steady(Brightness):
 
 
 if __name__ == "__main__":
-    from jobs.cli import main
+    from cliper.jobs.cli import main
 
     SEGMENTERS |= {"brightness": kind(Brightness), "steady": kind(Steady), "harmful": kind(Harmful)}
     main()

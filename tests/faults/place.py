@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.decode import decode
-from pipeline.masks import unpack_mask
-from pipeline.orphans import clean_run
-from pipeline.rows import read_tables
-from pipeline.run import Run, read_run
-from pipeline.storage import Storage, join
-from pipeline.verify import verify_run
+from cliper.pipeline.corpus.decode import decode
+from cliper.pipeline.run.folder import Run, read_run
+from cliper.pipeline.run.leftovers import clean_run
+from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.run.verify import verify_run
+from cliper.pipeline.storage.backend import Storage, join
 from tests.conftest import S3Server
-from tests.fakes import brightness_labels, write_corpus
+from tests.support.fakes import brightness_labels, write_corpus
 
 COLUMNS = ("image_id", "width", "height", "mask", "mask_codec", "status", "error_type", "attempts")
 

@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from pipeline.lease import LEASE_FILE, Holder
-from pipeline.storage import join
+from cliper.pipeline.run.lease import LEASE_FILE, Holder
+from cliper.pipeline.storage.backend import join
 from tests.conftest import ROOT
-from tests.fakes import BROKEN, CLASSES, jpeg
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
 from tests.faults.processes import Driver, workers
 from tests.faults.proxy import FlakyProxy
+from tests.support.fakes import BROKEN, CLASSES, jpeg
 
 SEGMENTING, WRITING = r"ray::MapWorker.*SegmentShard", r"ray::MapBatches\(write\)"
 IMAGES_PER_SHARD = 20

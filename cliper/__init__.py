@@ -1,0 +1,1 @@
+"""Label image corpora of any size with open-vocabulary semantic masks."""

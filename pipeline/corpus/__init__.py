@@ -1,0 +1,1 @@
+"""The corpus: what is listed, how it is cut into shards, read and decoded."""

@@ -1,0 +1,172 @@
+"""The manifest: every image of the corpus, listed once, cut into shards, stored as Parquet in the run folder.
+
+manifest/part-00000.parquet    one row group per shard
+manifest/index.json            written last: the manifest counts only when it is there
+"""
+
+import hashlib
+import io
+import json
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.errors import InputError
+from cliper.pipeline.storage.backend import Storage, join
+
+SHARDS_PER_PART = 1000
+
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64()),  # encoded size; null if the source does not say
+        pa.field("offset", pa.int64()),  # first byte inside `uri`, for members of a tar
+        pa.field("row", pa.int64()),  # row inside `uri`, for images stored in Parquet
+        pa.field("shard", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One manifest file and the shards in it: row group i is shard `first_shard + i`."""
+
+    file: str
+    first_shard: int
+    images: list[int]  # per shard
+
+    @property
+    def end(self) -> int:
+        """The shard after the last."""
+        return self.first_shard + len(self.images)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The index of a written manifest."""
+
+    parts: list[Part]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return self.parts[-1].end
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(sum(part.images) for part in self.parts)
+
+    def images_in(self, shards: Collection[int]) -> int:
+        """Number of images in the given shards."""
+        counts = [count for part in self.parts for count in part.images]
+        return sum(counts[shard] for shard in shards)
+
+    def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:
+        """Return the entries of one shard, in order."""
+        part = next(p for p in reversed(self.parts) if p.first_shard <= shard)
+        with storage.open(join(run_uri, "manifest", part.file)) as handle:
+            rows = pq.ParquetFile(handle).read_row_group(shard - part.first_shard).to_pylist()
+        return [Entry(**{k: v for k, v in row.items() if k != "shard"}) for row in rows]
+
+
+def write_manifest(
+    entries: Iterable[Entry],
+    storage: Storage,
+    run_uri: str,
+    limits: ShardConfig,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> Manifest:
+    """Cut `entries` into shards and write the manifest; memory stays at one part plus 8 bytes per image.
+
+    Raises InputError for an empty corpus or two images with one id.
+    """
+    parts: list[Part] = []
+    ids = array("Q")
+    pending: list[list[Entry]] = []
+    for shard in cut_shards(entries, limits):
+        ids.extend(id_hash(entry.image_id) for entry in shard)
+        on_progress(len(ids))
+        pending.append(shard)
+        if len(pending) == SHARDS_PER_PART:
+            parts.append(_write_part(pending, parts, storage, run_uri))
+            pending = []
+    if pending:
+        parts.append(_write_part(pending, parts, storage, run_uri))
+    if not parts:
+        raise InputError("no images found; check the input, or its format in the config (input.format)")
+    manifest = Manifest(parts)
+    refuse_collisions(ids, manifest, storage, run_uri)
+    index = json.dumps(asdict(manifest))
+    storage.write(join(run_uri, "manifest", "index.json"), index.encode())
+    return manifest
+
+
+def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
+    """Return the run's manifest, or None if it was never completed."""
+    try:
+        content = json.loads(storage.read(join(run_uri, "manifest", "index.json")))
+    except FileNotFoundError:
+        return None
+    return Manifest([Part(**part) for part in content["parts"]])
+
+
+def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
+    """Group entries in order; a shard closes at `limits.images` or before it exceeds `limits.megabytes`."""
+    shard: list[Entry] = []
+    size = 0
+    for entry in entries:
+        extra = entry.bytes or 0
+        if shard and (len(shard) == limits.images or size + extra > limits.megabytes * 2**20):
+            yield shard
+            shard, size = [], 0
+        shard.append(entry)
+        size += extra
+    if shard:
+        yield shard
+
+
+def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, run_uri: str) -> Part:
+    first = parts[-1].end if parts else 0
+    part = Part(f"part-{len(parts):05d}.parquet", first, [len(shard) for shard in shards])
+    buffer = io.BytesIO()
+    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
+        for number, shard in enumerate(shards, first):
+            rows = [asdict(entry) | {"shard": number} for entry in shard]
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=len(rows))
+    storage.write(join(run_uri, "manifest", part.file), buffer.getvalue())
+    return part
+
+
+def id_hash(image_id: str) -> int:
+    """64 bits that stand for an id; see `refuse_collisions`."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
+
+
+def refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, run_uri: str) -> None:
+    """Raise InputError if two images of the manifest have one id; `ids` are the `id_hash` of them all.
+
+    Compares the hashes first, and the ids themselves only where two hashes agree.
+    """
+    hashes, counts = np.unique(np.frombuffer(ids, dtype=np.uint64), return_counts=True)
+    suspects = set(hashes[counts > 1].tolist())
+    if not suspects:
+        return
+    seen: dict[str, str] = {}
+    for shard in range(manifest.shards):
+        for entry in manifest.read_shard(storage, run_uri, shard):
+            if id_hash(entry.image_id) not in suspects:
+                continue
+            if entry.image_id in seen:
+                raise InputError(
+                    f"image_id '{entry.image_id}' occurs twice: {seen[entry.image_id]} and {entry.uri}; "
+                    "ids must be unique, give them in a column (input.id_column)"
+                )
+            seen[entry.image_id] = entry.uri

@@ -1,0 +1,1 @@
+"""Evaluation: prepared benchmarks, counts, metrics, results, pages and sweeps."""

@@ -1,0 +1,137 @@
+"""Two evaluations side by side, and the table of many."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.evaluate.bootstrap import Difference, difference
+from cliper.pipeline.evaluate.counts import Counts, merge
+from cliper.pipeline.evaluate.evaluation import read_counts
+from cliper.pipeline.evaluate.metrics import PROTOCOLS
+from cliper.pipeline.evaluate.results import Results, heading, percent
+from cliper.pipeline.storage.backend import Storage, join
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation found in a run folder."""
+
+    run_uri: str
+    folder: str
+    results: Results
+
+
+def find_results(run_uri: str, storage: Storage) -> list[Evaluated]:
+    """The finished evaluations of a run: those with a metrics.json, in the order of their folders."""
+    root = join(run_uri, "evaluation")
+    try:
+        names = [name for name, _ in storage.list_files(root)]
+    except FileNotFoundError:
+        names = []
+    folders = sorted({name.split("/")[0] for name in names})
+    return [
+        Evaluated(
+            run_uri, join(root, folder), json.loads(storage.read(join(root, folder, protocol, "metrics.json")))
+        )
+        for folder in folders
+        for protocol in PROTOCOLS
+        if f"{folder}/{protocol}/metrics.json" in names
+    ]
+
+
+def matching(first_uri: str, second_uri: str, storage: Storage) -> tuple[Evaluated, Evaluated]:
+    """The evaluations of two runs on the same ground truth by the same protocol. Raises EvaluationError."""
+    first, second = find_results(first_uri, storage), find_results(second_uri, storage)
+    for uri, found in ((first_uri, first), (second_uri, second)):
+        if not found:
+            raise EvaluationError(
+                f"{uri} has no finished evaluation; run 'cliper evaluate --run {uri} --data ...'"
+            )
+    for a in first:
+        for b in second:
+            if _comparable(a.results) == _comparable(b.results):
+                return a, b
+    raise EvaluationError(
+        f"{first_uri} and {second_uri} share no evaluation: {_names(first)} against {_names(second)}. "
+        "Evaluate both on the same prepared benchmark by the same protocol"
+    )
+
+
+def _comparable(results: Results) -> tuple[str, str]:
+    return results["truth_fingerprint"], results["protocol"]
+
+
+def _names(found: Sequence[Evaluated]) -> str:
+    return ", ".join(heading(entry.results) for entry in found)
+
+
+def compare(first: Evaluated, second: Evaluated, storage: Storage) -> tuple[Difference, str]:
+    """The difference second minus first, and a Markdown page of both side by side."""
+    ignore = tuple(json.loads(storage.read(join(first.folder, "evaluation.json")))["ignore_labels"])
+    a, b = (_counts(entry, storage) for entry in (first, second))
+    if a.image_ids != b.image_ids:
+        raise EvaluationError(f"{first.run_uri} and {second.run_uri} were evaluated on different images")
+    found = difference(a.totals, b.totals, first.results["protocol"], ignore)
+    return found, _page(first, second, found)
+
+
+def _counts(entry: Evaluated, storage: Storage) -> Counts:
+    return merge(read_counts(storage, entry.folder), len(entry.results["per_class"]) - 1)
+
+
+def _page(first: Evaluated, second: Evaluated, found: Difference) -> str:
+    a, b = first.results, second.results
+    keys = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "boundary_iou")
+    lines = [
+        f"# {heading(a)}",
+        "",
+        f"A: {first.run_uri} ({a['model']})",
+        "",
+        f"B: {second.run_uri} ({b['model']})",
+    ]
+    lines += ["", "| | A | B | B - A |", "|---|---|---|---|"]
+    lines += [_line(key.replace("_", " ").replace("miou", "mIoU"), a[key], b[key]) for key in keys]
+    span = f"{_signed(found.interval.low)} to {_signed(found.interval.high)}"
+    verdict = (
+        f"B - A in mIoU: {_signed(found.miou)}, 95% interval {span} (paired bootstrap over {a['images']} images); "
+        f"B is better in {100 * found.share_better:.1f}% of the draws."
+    )
+    lines += ["", verdict, ""]
+    lines += ["| class | A | B | B - A |", "|---|---|---|---|"]
+    pairs = [(x, y) for x, y in zip(a["per_class"], b["per_class"], strict=True) if x["counted"] or y["counted"]]
+    pairs.sort(key=lambda pair: -abs((pair[1]["iou"] or 0) - (pair[0]["iou"] or 0)))
+    lines += [_line(x["name"], x["iou"], y["iou"]) for x, y in pairs]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, a: float | None, b: float | None) -> str:
+    change = "-" if a is None or b is None else _signed(b - a)
+    return f"| {name} | {percent(a)} | {percent(b)} | {change} |"
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def table(all_results: Iterable[Results]) -> str:
+    """Results in percent as Markdown: a row per setting, a column per benchmark, each "measured (published)".
+
+    An asterisk marks a benchmark that was not complete.
+    """
+    found = list(all_results)
+    columns = list(dict.fromkeys(results["benchmark"] for results in found))
+    cells: dict[tuple[str, str, str], dict[str, str]] = {}
+    for results in found:
+        row = (results["protocol"], results["backbone"], results["variant"])
+        cells.setdefault(row, {})[results["benchmark"]] = _cell(results)
+    lines = ["| protocol | backbone | setting | " + " | ".join(columns) + " |", "|---" * (3 + len(columns)) + "|"]
+    lines += ["| " + " | ".join([*row, *(cells[row].get(c, "-") for c in columns)]) + " |" for row in cells]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(results: Results) -> str:
+    published = "" if results["published_miou"] is None else f" ({100 * results['published_miou']:.1f})"
+    measured = "-" if results["miou"] is None else f"{100 * results['miou']:.1f}"
+    partial = "" if results["images"] == results["images_expected"] else "*"
+    return f"{measured}{partial}{published}"

@@ -1,0 +1,171 @@
+"""Evaluate a labeling run against a prepared benchmark, shard by shard.
+
+evaluation/BENCHMARK-TRUTH/        inside the run folder
+    evaluation.json                what is counted against what; written first
+    counts/shard-000000.parquet    sparse integer counts per image (counts.py); its presence is the commit
+    PROTOCOL/metrics.json, ...     results (page.py)
+
+Counts are added as integers over images in the order of their ids, so a result does not depend on the number of
+shards, actors or attempts.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliper.pipeline.corpus.manifest import read_manifest
+from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.evaluate.counts import COUNTS, Counts, ShardCounter, counts_file, merge, verify
+from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.run.folder import Run, class_names, differences
+from cliper.pipeline.storage.backend import Storage, join
+
+COUNTS_VERSION = 1
+_SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An opened evaluation folder of a run."""
+
+    run: Run
+    prepared: Prepared
+    folder: str
+    count_failed: bool = False
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+    def counter(self, folder: str | None = None) -> ShardCounter:
+        """The stage that counts a shard; its files go to the evaluation's folder unless another is given."""
+        index = self.prepared.index()
+        truths = dict(zip(index.column("image_id").to_pylist(), index.column("truth").to_pylist(), strict=True))
+        return ShardCounter(
+            run_uri=self.run.uri,
+            folder=folder or self.folder,
+            truth_uri=self.prepared.uri,
+            storage=self.run.storage,
+            truths=truths,
+            classes=len(self.prepared.class_names),
+            ignore_labels=self.prepared.ignore_labels,
+            count_failed=self.count_failed,
+        )
+
+    def uncounted_shards(self) -> list[int]:
+        """Shards that are labeled but not counted, in order."""
+        return sorted(self.run.done_shards() - counted_shards(self.run.storage, self.folder))
+
+    def read(self) -> Counts:
+        """Add up all shards. Raises EvaluationError unless every image of the benchmark was counted once."""
+        table = read_counts(self.run.storage, self.folder)
+        verify(table, self.prepared.index())
+        return merge(table, len(self.prepared.class_names))
+
+
+def read_counts(storage: Storage, folder: str) -> pa.Table:
+    """All counts below an evaluation folder: a table of COUNTS, sorted by image id."""
+    tables = [COUNTS.empty_table()]
+    for shard in sorted(counted_shards(storage, folder)):
+        with storage.open(join(folder, counts_file(shard))) as handle:
+            tables.append(pq.read_table(handle, schema=COUNTS))
+    return pa.concat_tables(tables).sort_by("image_id")
+
+
+def counted_shards(storage: Storage, folder: str) -> set[int]:
+    """Shards whose counts are there."""
+    try:
+        names = [name for name, _ in storage.list_files(join(folder, "counts"))]
+    except FileNotFoundError:
+        return set()
+    return {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+
+
+def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) -> Evaluation:
+    """Create the evaluation folder in a run, or continue it.
+
+    Raises EvaluationError if the run's classes are not the benchmark's, or if the folder's counts are of another
+    ground truth.
+    """
+    _check_classes(class_names(run.identity), prepared)
+    identity = {
+        "benchmark": prepared.benchmark,
+        "truth_form": prepared.truth_form,
+        "truth": prepared.fingerprint,
+        "class_names": list(prepared.class_names),
+        "ignore_labels": list(prepared.ignore_labels),
+        "run": run.fingerprint,
+        "count_failed": count_failed,
+        "counts_version": COUNTS_VERSION,
+    }
+    folder = join(run.uri, "evaluation", f"{prepared.benchmark}-{prepared.truth_form}")
+    file = join(folder, "evaluation.json")
+    try:
+        different = differences(json.loads(run.storage.read(file)), identity)
+    except FileNotFoundError:
+        run.storage.write(file, json.dumps(identity, indent=1, ensure_ascii=False).encode())
+        different = []
+    if different:
+        raise EvaluationError(
+            f"{folder} holds counts of another evaluation: {'; '.join(different)}. "
+            "Remove that folder to count again"
+        )
+    return Evaluation(run, prepared, folder, count_failed, identity)
+
+
+def _check_classes(names: tuple[str, ...], prepared: Prepared) -> None:
+    wanted = prepared.class_names
+    if names == wanted:
+        return
+    places = [k for k in range(max(len(names), len(wanted))) if names[k : k + 1] != wanted[k : k + 1]]
+    k = places[0]
+    raise EvaluationError(
+        f"the run has {len(names)} classes and {prepared.benchmark} {len(wanted)}; class {k + 1} is "
+        f"{_quoted(names, k)} in the run and {_quoted(wanted, k)} in the benchmark. "
+        f"Label with the benchmark's class list: cliper label --classes {prepared.benchmark}"
+    )
+
+
+def _quoted(names: Sequence[str], k: int) -> str:
+    return f"'{names[k]}'" if k < len(names) else "absent"
+
+
+def count_stored(evaluation: Evaluation, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Count labeled shards on Ray Data; yields {shard, counted} as each is committed, in any order.
+
+    Raises EvaluationError for the first shard that cannot be counted; what was committed stays.
+    """
+    if not shards:
+        return
+    import ray.data
+
+    from cliper.pipeline.flow import one_shard_per_block
+
+    with one_shard_per_block():
+        blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        stage = evaluation.counter().stage
+        counted = blocks.map_batches(stage, batch_size=None, batch_format="pyarrow", num_cpus=1)
+        for summary in counted.iter_rows():
+            yield check_summary(summary)
+
+
+def check_summary(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the summary of a counted shard. Raises EvaluationError if it could not be counted."""
+    if summary["problem"] is not None:
+        raise EvaluationError(summary["problem"])
+    return summary
+
+
+def require_labeled(run: Run) -> None:
+    """Raise EvaluationError if the labeling run is not finished."""
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        raise EvaluationError(f"{run.uri} has no manifest; label first (cliper label --output {run.uri})")
+    pending = run.pending_shards(manifest)
+    if pending:
+        raise EvaluationError(
+            f"{run.uri} is not finished: {len(pending)} of {manifest.shards} shards are not labeled. Continue it "
+            "with its own 'cliper label' command, then evaluate"
+        )

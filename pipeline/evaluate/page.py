@@ -1,0 +1,143 @@
+"""Write the results of an evaluation: metrics.json, per_class.csv, report.md and a self-contained index.html."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from cliper.pipeline.evaluate.charts import bar_chart, heat_map
+from cliper.pipeline.evaluate.counts import Counts
+from cliper.pipeline.evaluate.evaluation import Evaluation, counted_shards
+from cliper.pipeline.evaluate.results import (
+    Results,
+    by_iou,
+    figures,
+    heading,
+    image_miou,
+    percent,
+    to_csv,
+    to_markdown,
+)
+from cliper.pipeline.report.images import colour, overlay, picture
+from cliper.pipeline.report.page import render_page
+from cliper.pipeline.run.masks import decode_png, unpack_mask
+from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.storage.backend import join
+
+EXTREMES = 4  # best and worst images shown
+
+
+def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> str:
+    """Write all forms of the results below the evaluation folder; returns the URI of the HTML page.
+
+    metrics.json is written last: where it is, the evaluation is complete.
+    """
+    folder = join(evaluation.folder, results["protocol"])
+    storage = evaluation.run.storage
+    page = render(results, extreme_images(evaluation, counts))
+    storage.write(join(folder, "index.html"), page.encode())
+    storage.write(join(folder, "per_class.csv"), to_csv(results).encode())
+    storage.write(join(folder, "report.md"), to_markdown(results).encode())
+    storage.write(join(folder, "metrics.json"), json.dumps(results, ensure_ascii=False).encode())
+    return join(folder, "index.html")
+
+
+def render(results: Results, groups: Sequence[Mapping[str, Any]]) -> str:
+    """The HTML page; it loads nothing from elsewhere. `groups`: see `extreme_images`."""
+    between = results["miou_interval"]
+    return render_page(
+        "report.html",
+        {
+            "title": heading(results),
+            "notes": _notes(results),
+            "miou": percent(results["miou"]),
+            "published": percent(results["published_miou"]),
+            "span": "-" if between is None else f"{percent(between[0])} to {percent(between[1])}",
+            "figures": figures(results)[3:],
+            "bars": bar_chart(results),
+            "heat": heat_map(results),
+            "groups": groups,
+            "classes": [_class_row(entry) for entry in by_iou(results)[::-1]],
+        },
+    )
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    if results["images"] != results["images_expected"]:
+        notes.append(
+            f"Only {results['images']} of the benchmark's {results['images_expected']} images: "
+            "these figures are not comparable with published ones."
+        )
+    if results["failed_images"]:
+        notes.append(f"{len(results['failed_images'])} images have no mask; all their pixels count as wrong.")
+    return notes
+
+
+def _class_row(entry: Results) -> dict[str, str]:
+    worst = ", ".join(f"{image['image_id']} ({percent(image['iou'])})" for image in entry["worst_images"])
+    return {
+        "name": entry["name"],
+        "iou": percent(entry["iou"]),
+        "boundary": percent(entry["boundary_iou"]),
+        "worst": worst,
+    }
+
+
+def extreme_images(evaluation: Evaluation, counts: Counts) -> list[dict[str, Any]]:
+    """The best and the worst images with photo, truth and prediction as data URIs, ready for the template."""
+    miou = image_miou(counts, evaluation.prepared.ignore_labels)
+    order = [int(i) for i in np.argsort(miou, kind="stable") if not np.isnan(miou[i])]  # nan: nothing was counted
+    order = [i for i in order if counts.image_ids[i] not in counts.failed]
+    best, worst = order[::-1][:EXTREMES], order[:EXTREMES]
+    masks = _find_masks(evaluation, {counts.image_ids[i] for i in best + worst})
+    shown = {i: _shown(evaluation, counts.image_ids[i], float(miou[i]), masks) for i in {*best, *worst}}
+    groups = [("Best images", best), ("Worst images", worst)]
+    return [{"title": title, "images": [shown[i] for i in members]} for title, members in groups if members]
+
+
+def _find_masks(evaluation: Evaluation, wanted: set[str]) -> dict[str, npt.NDArray[Any]]:
+    """Decode the masks of a few images; a shard's ids are read first, its masks only if one is needed."""
+    counter, storage = evaluation.counter(), evaluation.run.storage
+    masks: dict[str, npt.NDArray[Any]] = {}
+    for shard in sorted(counted_shards(storage, evaluation.folder)):
+        if len(masks) == len(wanted):
+            break
+        with storage.open(join(evaluation.run.uri, shard_file(shard))) as handle:
+            file = pq.ParquetFile(handle)
+            ids = [counter.benchmark_id(i) for i in file.read(columns=["image_id"]).column(0).to_pylist()]
+            places = [place for place, name in enumerate(ids) if name in wanted]
+            if not places:
+                continue
+            rows = file.read(columns=["mask", "mask_codec"]).take(places).to_pylist()
+        for place, row in zip(places, rows, strict=True):
+            masks[str(ids[place])] = unpack_mask(row)
+    return masks
+
+
+def _shown(
+    evaluation: Evaluation, image_id: str, miou: float, masks: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, Any]:
+    prepared, storage = evaluation.prepared, evaluation.run.storage
+    index = prepared.index()
+    [row] = index.filter(pc.equal(index["image_id"], image_id)).to_pylist()
+    uri = row["uri"] if "://" in row["uri"] or row["uri"].startswith("/") else join(prepared.uri, row["uri"])
+    with Image.open(io.BytesIO(storage.read(uri))) as image:
+        photo = np.asarray(image.convert("RGB"))
+    truth, prediction = decode_png(storage.read(join(prepared.uri, row["truth"]))), masks[image_id]
+    names = ["background", *prepared.class_names]
+    present = np.union1d(truth[truth < len(names)], prediction[prediction < len(names)]).tolist()
+    return {
+        "image_id": image_id,
+        "miou": percent(miou),
+        "photo": picture(photo),
+        "truth": picture(overlay(photo, truth)),
+        "prediction": picture(overlay(photo, prediction)),
+        "labels": [{"name": names[label], "colour": colour(label)} for label in present],
+    }

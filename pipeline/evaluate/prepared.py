@@ -1,0 +1,69 @@
+"""A prepared benchmark: an index of images and one ground-truth PNG each.
+
+dataset.json          what it is; written last
+index.parquet         image_id, uri, truth, width, height; also an input for `cliper label`
+truth/IMAGE_ID.png    labels [H, W]: 0 = background, k = class k of the class list, the largest value = not counted
+images/               only where images are cut (Cityscapes halves) or copied
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliper.pipeline.errors import DatasetError
+from cliper.pipeline.storage.backend import Storage, absolute, join
+
+INDEX = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),  # absolute, or relative to the prepared folder
+        pa.field("truth", pa.string(), nullable=False),  # relative to the prepared folder
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared benchmark, opened for reading."""
+
+    uri: str
+    storage: Storage = field(repr=False)
+    benchmark: str
+    truth_form: str
+    class_names: tuple[str, ...]
+    ignore_labels: tuple[int, ...]
+    images: int
+    expected: int  # 0: any number
+    fingerprint: str  # of the ground truth
+
+    @property
+    def complete(self) -> bool:
+        """Whether it holds as many images as the published benchmark."""
+        return self.expected in (0, self.images)
+
+    @property
+    def index_uri(self) -> str:
+        """The list of images, as `cliper label --input` takes it."""
+        return join(self.uri, "index.parquet")
+
+    def index(self) -> pa.Table:
+        """A table of INDEX, sorted by image_id."""
+        with self.storage.open(self.index_uri) as handle:
+            return pq.read_table(handle, schema=INDEX)
+
+
+def open_prepared(uri: str, storage: Storage) -> Prepared:
+    """Open what `prepare` wrote. Raises DatasetError."""
+    try:
+        content = json.loads(storage.read(join(uri, "dataset.json")))
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{uri} holds no prepared benchmark (dataset.json); "
+            f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
+        ) from error
+    content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
+    return Prepared(absolute(uri), storage, **content)

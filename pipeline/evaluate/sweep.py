@@ -1,0 +1,226 @@
+"""Try many thresholds on a benchmark from one pass of the networks.
+
+sweep/DIGEST/                   inside the run folder; the digest is of what is swept
+    sweep.json                  the variants, and what they are counted against; written first
+    counts/shard-000000.parquet sparse counts per image and variant
+    sweep.csv, sweep.md         the results, the best first
+
+The networks run once per image. Every variant's labels are decided from the same scores and counted at once, so
+nothing but counts is stored.
+"""
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig, LabelConfig
+from cliper.pipeline.config import JobConfig, validate
+from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
+from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.manifest import Manifest
+from cliper.pipeline.errors import EvaluationError, ImageError
+from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge, verify
+from cliper.pipeline.evaluate.evaluation import Evaluation, check_summary, counted_shards
+from cliper.pipeline.evaluate.metrics import Protocol, score
+from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.evaluate.results import percent
+from cliper.pipeline.flow import one_shard_per_block
+from cliper.pipeline.label.pool import IO_CPUS, Pool
+from cliper.pipeline.run.masks import decode_png
+from cliper.pipeline.storage.backend import Storage, join
+
+SWEPT = ("attention_threshold", "presence_threshold", "background_threshold", "probability_threshold",
+         "normalize_per_class")  # fmt: skip
+SWEEP_COUNTS = COUNTS.append(pa.field("variant", pa.int32(), nullable=False))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The variants: every attention threshold with every label setting."""
+
+    attention_thresholds: tuple[float, ...]
+    settings: tuple[LabelConfig, ...]
+
+    def variants(self) -> list[dict[str, Any]]:
+        """The swept values of each variant, in the order of CLIPer.sweep."""
+        pairs = itertools.product(self.attention_thresholds, self.settings)
+        return [{"attention_threshold": a, **s.model_dump(exclude={"protocol"})} for a, s in pairs]
+
+
+def make_grid(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
+    """All combinations of `values` (setting name to list); settings that are not named keep the model's value.
+
+    Raises EvaluationError for an unknown setting and ConfigError for an impossible value.
+    """
+    unknown = [name for name in values if name not in SWEPT]
+    if unknown:
+        raise EvaluationError(f"'{unknown[0]}' cannot be swept; allowed: {', '.join(SWEPT)}")
+    thresholds = tuple(values.get("attention_threshold", [model.fusion.attention_threshold]))
+    for threshold in thresholds:
+        validate(type(model.fusion), model.fusion.model_dump() | {"attention_threshold": threshold}, "--sweep")
+    names = [name for name in values if name != "attention_threshold"]
+    settings = [
+        validate(LabelConfig, model.labels.model_dump() | dict(zip(names, chosen, strict=True)), "--sweep")
+        for chosen in itertools.product(*(values[name] for name in names))
+    ]
+    return Grid(thresholds, tuple(settings))
+
+
+def open_sweep(evaluation: Evaluation, grid: Grid) -> str:
+    """Create or continue the sweep's folder in the run; returns its URI."""
+    content = dict(evaluation.identity) | {"variants": grid.variants()}
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    folder = join(evaluation.run.uri, "sweep", hashlib.sha256(text.encode()).hexdigest()[:8])
+    if not evaluation.run.storage.exists(join(folder, "sweep.json")):
+        evaluation.run.storage.write(join(folder, "sweep.json"), text.encode())
+    return folder
+
+
+class SweepShard:
+    """Ray Data actor: a table of load.SCHEMA (one shard) to its summary; writes the shard's counts."""
+
+    def __init__(
+        self, config: JobConfig, classes: ClassList, grid: Grid, counter: ShardCounter, cpu_threads: int
+    ) -> None:
+        """Load the model. `cpu_threads` bounds torch's own threads."""
+        import torch
+
+        from cliper.model import CLIPer
+
+        torch.set_num_threads(cpu_threads)
+        self.model = CLIPer.load(config.model, classes)
+        self.config, self.grid, self.counter = config, grid, counter
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Count every variant of one shard's images."""
+        shard, problem, images = table.column("shard")[0].as_py(), None, 0
+        try:
+            rows = [row for window in self._windows(table.to_pylist()) for row in self._count(window)]
+            images = len(rows) // len(self.grid.variants())
+            self._write(shard, rows)
+        except (EvaluationError, ImageError) as error:
+            problem = str(error)
+        columns = {"shard": [shard], "counted": [images], "problem": pa.array([problem], pa.string())}
+        return pa.table(columns)
+
+    def _windows(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        known = [row for row in rows if self.counter.benchmark_id(row["image_id"]) is not None]
+        size = self.config.model.batch_size
+        return (known[start : start + size] for start in range(0, len(known), size))
+
+    def _count(self, window: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Rows of SWEEP_COUNTS: for every image of the window, every variant."""
+        images = [self._decode(row) for row in window]
+        ids = [row["image_id"] for row in window]
+        names = [str(self.counter.benchmark_id(image_id)) for image_id in ids]
+        uris = [join(self.counter.truth_uri, self.counter.truths[name]) for name in names]
+        truths = [decode_png(self.counter.storage.read(uri)) for uri in uris]
+        pixels = [image.pixels for image in images]
+        for i, variant, found in self.model.sweep(pixels, ids, self.grid.attention_thresholds, self.grid.settings):
+            labels = to_file_grid(found.labels, images[i].orientation)
+            counted = self.counter.count_image(truths[i], labels)
+            yield {"image_id": names[i], "failed": False, "variant": variant} | counted
+
+    def _decode(self, row: dict[str, Any]) -> Decoded:
+        if row["data"] is None:
+            raise EvaluationError(f"image '{row['image_id']}' cannot be read: {row['error_message']}")
+        return decode(row["data"], self.config.max_pixels)
+
+    def _write(self, shard: int, rows: list[dict[str, Any]]) -> None:
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, SWEEP_COUNTS), buffer, compression="zstd")
+        self.counter.storage.write(join(self.counter.folder, counts_file(shard)), buffer.getvalue())
+
+
+def sweep_shards(
+    evaluation: Evaluation,
+    folder: str,
+    manifest: Manifest,
+    config: JobConfig,
+    classes: ClassList,
+    grid: Grid,
+    pool: Pool,
+) -> Iterator[dict[str, Any]]:
+    """Count what is left of a sweep on Ray Data; yields {shard, counted}. Raises EvaluationError."""
+    import ray.data
+    from ray.data import ActorPoolStrategy
+
+    run = evaluation.run
+    done = counted_shards(run.storage, folder)
+    shards = [shard for shard in range(manifest.shards) if shard not in done]
+    if not shards:
+        return
+
+    def load(block: pa.Table) -> pa.Table:
+        [shard] = block.column("shard").to_pylist()
+        entries = manifest.read_shard(run.storage, run.uri, shard)
+        return load_entries(run.storage, shard, entries, config.input.image_column)
+
+    arguments = (config, classes, grid, evaluation.counter(folder), max(1, int(pool.cpus_per_actor)))
+    with one_shard_per_block():
+        blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
+        loaded = blocks.map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS)
+        counted = loaded.map_batches(
+            SweepShard,
+            fn_constructor_args=arguments,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=pool.actors),
+            **pool.actor_options,
+        )
+        for summary in counted.iter_rows():
+            yield check_summary(summary)
+
+
+def sweep_results(
+    storage: Storage, folder: str, prepared: Prepared, grid: Grid, protocol: Protocol
+) -> list[dict[str, Any]]:
+    """The figures of every variant, the best mIoU first; also written to sweep.csv and sweep.md."""
+    tables = []
+    for shard in sorted(counted_shards(storage, folder)):
+        with storage.open(join(folder, counts_file(shard))) as handle:
+            tables.append(pq.read_table(handle, schema=SWEEP_COUNTS))
+    table, index = pa.concat_tables([SWEEP_COUNTS.empty_table(), *tables]), prepared.index()
+    rows = []
+    for number, variant in enumerate(grid.variants()):
+        part = table.filter(pc.equal(table["variant"], number)).sort_by("image_id")
+        verify(part, index)
+        scores = score(merge(part, len(prepared.class_names)).confusion, protocol, prepared.ignore_labels)
+        figures = {
+            "miou": scores.miou,
+            "pixel_accuracy": scores.pixel_accuracy,
+            "mean_accuracy": scores.mean_accuracy,
+        }
+        rows.append(variant | figures)
+    rows.sort(key=lambda row: -row["miou"])
+    storage.write(join(folder, "sweep.csv"), _csv(rows).encode())
+    storage.write(join(folder, "sweep.md"), sweep_table(rows).encode())
+    return rows
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The results as Markdown; columns that never change are left out."""
+    names = [name for name in SWEPT if len({row[name] for row in rows}) > 1] or ["attention_threshold"]
+    lines = ["| " + " | ".join([*names, "mIoU", "pixel accuracy"]) + " |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        values = [str(row[name]) for name in names]
+        lines.append("| " + " | ".join([*values, percent(row["miou"]), percent(row["pixel_accuracy"])]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,71 @@
+"""FiftyOne: a dataset folder with samples and masks.
+
+    fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.LegacyFiftyOneDataset)
+
+metadata.json, samples.json           the form that describes itself and is read by every version of FiftyOne
+fields/segmentation/NAME.png          grey labels (a palette would be read as colours), 16-bit above 254 classes
+data/NAME.jpg                         the images, where they are copied; else samples name their URIs
+"""
+
+import io
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
+from cliper.pipeline.export.folder import Folder, write_object
+
+FIELD = "segmentation"
+_NUMBERS = ("confidence", "confidence_p10", "margin")
+
+
+def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
+    for item in items:
+        mask = f"fields/{FIELD}/{item.name}.png"
+        folder.write(mask, _grey_png(item))
+        path = item.uri
+        if item.image is not None:
+            path = f"data/{item.name}{item.image_ending}"
+            folder.write(path, item.image)
+        sample = _sample(item, path, mask)
+        yield {"image_id": item.image_id, "name": item.name, "uri": item.uri, "sample": sample}
+
+
+def _grey_png(item: Item) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(item.labels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    return buffer.getvalue()
+
+
+def _sample(item: Item, path: str, mask: str) -> dict[str, Any]:
+    height, width = item.size
+    return {
+        "filepath": path,
+        "tags": [],
+        "metadata": {"_cls": "ImageMetadata", "width": width, "height": height},
+        "image_id": item.image_id,
+        FIELD: {"_cls": "Segmentation", "tags": [], "mask_path": mask},
+        **{name: item.row[name] for name in _NUMBERS},
+    }
+
+
+def _finish(records: Records, folder: Folder, plan: Plan) -> None:
+    targets = {"0": "background"} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
+    metadata = {
+        "name": f"cliper-{plan.fingerprint}",
+        "media_type": "image",
+        "info": {
+            "description": f"masks of the cliper run {plan.run_uri}",
+            "mask_targets": {FIELD: targets},
+            "classes": {FIELD: list(plan.class_names)},
+        },
+    }
+    folder.write("metadata.json", json.dumps(metadata, ensure_ascii=False, indent=1).encode())
+    with folder.create("samples.json") as handle:
+        write_object(handle, iter({"samples": (record["sample"] for record in records)}.items()))
+
+
+FIFTYONE = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True)

@@ -1,0 +1,111 @@
+"""Label Studio: one file of tasks per shard with the masks as brush predictions, and the labeling interface.
+
+tasks/000000.json    import these; masks are in the image's upright grid, as the editor shows it
+config.xml           paste as the project's labeling interface
+images/NAME.jpg      the images, where they are copied
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, refuse_unprintable
+from cliper.pipeline.export.brush import encode_counts
+from cliper.pipeline.export.folder import Folder, write_list
+from cliper.pipeline.export.runlength import label_counts
+from cliper.pipeline.storage.backend import is_local, join
+
+FROM_NAME, TO_NAME = "label", "image"
+
+
+def results(labels: np.ndarray, class_names: Sequence[str], key: str) -> list[dict[str, Any]]:
+    """One brush result per label but 0 of [H, W], uint8 or uint16; `key` makes their ids unique."""
+    height, width = labels.shape
+    return [
+        {
+            "id": hashlib.blake2b(f"{key}\0{label}".encode(), digest_size=5).hexdigest(),
+            "type": "brushlabels",
+            "from_name": FROM_NAME,
+            "to_name": TO_NAME,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {
+                "format": "rle",
+                "rle": encode_counts(counts),
+                "brushlabels": [class_names[label - 1]],
+            },
+        }
+        for label, counts in label_counts(labels.ravel()).items()
+    ]
+
+
+def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str], image_url: str) -> dict[str, Any]:
+    """A task with its prediction. `labels` must be in the grid the editor shows: turn them by the row's EXIF
+    orientation (`cliper.pipeline.corpus.decode.upright`) where the image at `image_url` has one."""
+    return {
+        "data": {"image": image_url, "image_id": row["image_id"], "uri": row["uri"]},
+        "predictions": [
+            {
+                "model_version": row["run_fingerprint"],
+                "score": row["confidence"],
+                "result": results(labels, class_names, row["image_id"]),
+            }
+        ],
+    }
+
+
+def image_url(uri: str) -> str:
+    """What the editor loads: a web or bucket address as it is, a local file through Label Studio's file server."""
+    if not is_local(uri):
+        return uri
+    return f"/data/local-files/?d={quote(uri.removeprefix('file://').lstrip('/'))}"
+
+
+def labeling_config(class_names: Sequence[str]) -> str:
+    """The labeling interface as XML."""
+    labels = "\n".join(
+        f'    <Label value={quoteattr(name)} background="{hex_colour(label)}"/>'
+        for label, name in enumerate(class_names, 1)
+    )
+    return f"""<View>
+  <Image name="{TO_NAME}" value="$image" zoom="true"/>
+  <BrushLabels name="{FROM_NAME}" toName="{TO_NAME}">
+{labels}
+  </BrushLabels>
+</View>
+"""
+
+
+def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
+    records: list[Record] = []
+
+    def tasks() -> Iterator[dict[str, Any]]:
+        for item in items:
+            url = item.uri
+            if item.image is not None:
+                name = f"images/{item.name}{item.image_ending}"
+                folder.write(name, item.image)
+                url = join(folder.uri, name)
+            records.append({"image_id": item.image_id, "name": item.name, "uri": item.uri})
+            yield task(item.row, item.labels, plan.class_names, image_url(url))
+
+    with folder.create(f"tasks/{shard:06d}.json") as handle:
+        write_list(handle, tasks())
+    yield from records
+
+
+def _finish(records: Records, folder: Folder, plan: Plan) -> None:
+    folder.write("config.xml", labeling_config(plan.class_names).encode())
+
+
+def _check(plan: Plan) -> None:
+    for name in plan.class_names:
+        refuse_unprintable(name, "class name")
+
+
+LABEL_STUDIO = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, check=_check)

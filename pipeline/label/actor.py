@@ -1,0 +1,199 @@
+"""The actor: one resident model, with decode and encode threads beside it.
+
+Decoded pixels never leave the process: encoded images come in, encoded masks go out.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import JobConfig
+from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
+from cliper.pipeline.errors import ImageError
+from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
+from cliper.pipeline.label.segmenters import SegmenterFactory
+from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.run.attempts import Attempts, HungWatch
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.masks import pack_mask
+from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.telemetry import timed, watch_device
+
+if TYPE_CHECKING:
+    from cliper.model.labels import Segmentation
+
+WINDOW_PIXELS = 32_000_000  # decoded pixels handed to the model at once: 96 MB
+WINDOW_BATCHES = 4  # batches per call, so that images of equal size find each other
+
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image on its way through the actor: decoded, or the error it failed with and the stage."""
+
+    row: Row
+    image: Decoded | None = None
+    error: Exception | None = None
+    stage: str = "decode"
+
+
+class SegmentShard:
+    """Ray Data actor: a table of load.SCHEMA (one shard) to a table of `shard` and COLUMNS."""
+
+    def __init__(
+        self,
+        factory: SegmenterFactory,
+        config: JobConfig,
+        classes: ClassList,
+        run: Run,
+        cpu_threads: int,
+        driver: str,
+    ) -> None:
+        """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU.
+
+        `driver` tells this command from those that worked on the run before: see Attempts.begin.
+        """
+        import torch
+
+        torch.set_num_threads(cpu_threads)
+        self.segmenter = CarefulSegmenter(factory(config, classes))
+        self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
+        self.driver = driver
+        self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Label one shard: as many rows out as in, in the same order."""
+        [shard] = table.column("shard").unique().to_pylist()
+        attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
+        rows = [
+            # `tried` comes from cliper retry, see run/failed.py
+            row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}
+            for row in table.to_pylist()
+        ]
+        done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows)
+        watch_device()
+        return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
+
+    def _label(self, rows: list[Row]) -> list[Row]:
+        """While the model works on one window, the threads decode the next and encode the last."""
+        most = WINDOW_BATCHES * self.config.model.batch_size
+        items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
+        done: list[Row] = []
+        encoding: list[Future[Row]] = []
+        with HungWatch(self.config.resources.image_seconds * min(most, len(rows))) as watch:
+            for window in cut_windows(items, most):
+                next_encoding = self._segment(window)
+                done += [future.result() for future in encoding]  # at most two windows of label maps in memory
+                encoding = next_encoding
+                watch.progress()
+            return done + [future.result() for future in encoding]
+
+    def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
+        """Image by image, after deaths that no exception explained (see run/attempts.py)."""
+        done: list[Row] = []
+        for row in rows:
+            if attempts.is_poison(row["image_id"]):
+                seconds = self.config.resources.image_seconds
+                reason = f"killed the process that worked on it, or took over {seconds:g} s, twice, while alone"
+                error = ImageError("poison", reason)
+                done.append(self._failure(Item(row), error, "segment") | {"status": "poison"})
+                continue
+            attempts.note(row["image_id"])
+            done += self._label([row])
+        return done
+
+    def _pixels(self, row: Row) -> int:
+        """What decoding the row will hold, as far as its header says; an oversized image is not decoded."""
+        claimed = pixels_claimed(row["data"] or b"")
+        return claimed if claimed <= self.config.max_pixels else 0
+
+    @timed("decode")
+    def _decode(self, row: Row) -> Item:
+        data = row.pop("data")
+        if data is None:
+            return Item(row, error=ImageError(row["error_type"], row["error_message"]), stage="load")
+        try:
+            return Item(row, image=decode(data, self.config.max_pixels))
+        except ImageError as error:
+            return Item(row, error=error)
+
+    @timed("segment")
+    def _segment(self, window: list[Item]) -> list["Future[Row]"]:
+        """Segment what could be decoded and hand everything on to the encoding threads."""
+        good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
+        results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
+        by_place = dict(zip([i for i, *_ in good], results, strict=True))
+        return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
+
+    @timed("encode")
+    def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
+        """Encode a mask, or write down why there is none."""
+        if item.image is None or result is None:
+            return self._failure(item, item.error, item.stage)
+        if isinstance(result, Exception):
+            return self._failure(item, result, "segment")
+        try:
+            return self._success(item.row, item.image, result)
+        except Exception as error:  # a codec's own limits; the other images are not affected
+            return self._failure(item, error, "encode")
+
+    def _success(self, row: Row, image: Decoded, found: "Segmentation") -> Row:
+        grid = np.ascontiguousarray(to_file_grid(found.labels, image.orientation))
+        return self._base(row, image) | {
+            **pack_mask(grid, self.config.mask_codec),
+            "classes": class_entries(found, self.classes.names),
+            "confidence": found.confidence,
+            "confidence_p10": found.confidence_p10,
+            "margin": found.margin,
+            "status": "ok",
+        }
+
+    def _failure(self, item: Item, error: Exception | None, stage: str) -> Row:
+        kind = error.kind if isinstance(error, ImageError) else type(error).__name__
+        if error is not None and out_of_memory(error):
+            kind = "out_of_memory"
+        reason = {"error_type": kind, "error_message": str(error)[:500], "stage": stage}
+        return self._base(item.row, item.image) | {"status": "failed"} | reason
+
+    def _base(self, row: Row, image: Decoded | None) -> Row:
+        known = {"image_id": row["image_id"], "uri": row["uri"]}
+        if image is not None:
+            known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
+        return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
+
+
+def class_entries(found: "Segmentation", names: Sequence[str]) -> list[Row]:
+    """The `classes` column: one entry per label that occurs, in order."""
+    return [
+        {
+            "class_id": label,
+            "name": names[label - 1] if label else "background",
+            "pixels": int(found.pixels[label]),
+            "presence": float(found.presence[label - 1]) if label else None,
+            "mean_confidence": float(found.class_confidence[label]),
+            "p10_confidence": float(found.class_confidence_p10[label]),
+            "margin": float(found.class_margin[label]),
+        }
+        for label in np.flatnonzero(found.pixels).tolist()
+    ]
+
+
+def cut_windows(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
+    """Group items in order into windows of at most `most` images and about WINDOW_PIXELS pixels."""
+    window: list[Item] = []
+    pixels = 0
+    for item in items:
+        window.append(item)
+        pixels += 0 if item.image is None else item.image.width * item.image.height
+        if len(window) == most or pixels >= WINDOW_PIXELS:
+            yield window
+            window, pixels = [], 0
+    if window:
+        yield window

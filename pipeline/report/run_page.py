@@ -1,0 +1,168 @@
+"""The report of a labeling run: one self-contained HTML page that says how it went and shows what came out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cliper.pipeline.report.page import duration, render_page, share
+from cliper.pipeline.report.run_images import Place, Shown, read_pictures
+from cliper.pipeline.report.run_stats import BINS, Collected, Pick, RunStats, collect
+from cliper.pipeline.report.svg import bars, sparkline
+from cliper.pipeline.report.throughput import Throughput, throughput
+from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.storage.backend import join
+
+CLASSES_SHOWN = 30  # with pictures
+CLASSES_LISTED = 400  # in the table
+_BAR = 6.0  # rem, the widest bar of an area
+
+
+def write_run_report(run: Run, output: str, sample: int) -> Collected:
+    """Write the page of a finished or unfinished run to the URI `output`; returns what it is made of.
+
+    Reads the metadata of at most about `sample` rows, and the masks and source images of the few that are shown.
+    Raises RunError where no shard is finished.
+    """
+    collected = collect(run, sample)
+    stats = collected.stats
+    labels = _by_images(stats)[:CLASSES_SHOWN]
+    picks = {label: stats.picks(label) for label in labels}
+    pictures = read_pictures(run, collected.manifest, [pick for chosen in picks.values() for pick in chosen])
+    page = render_run(collected, throughput(run, collected.manifest), picks, pictures)
+    run.storage.write(output, page.encode())
+    return collected
+
+
+def render_run(
+    collected: Collected,
+    speed: Throughput | None,
+    picks: Mapping[int, Sequence[Pick]],
+    pictures: Mapping[Place, Shown],
+) -> str:
+    """The HTML page. `picks`: label to the images shown for it; `pictures`: those images."""
+    run, stats = collected.run, collected.stats
+    names = ["background", *class_names(run.identity)]
+    rows = [_class_row(stats, label, names[label]) for label in (0, *_by_images(stats)) if stats.images[label]]
+    stored = json.loads(run.storage.read(join(run.uri, "run.json")))
+    return render_page(
+        "run_report.html",
+        {
+            "title": f"cliper run {run.uri.rstrip('/').rpartition('/')[2]}",
+            "model": _model(run, collected.read[0]),
+            "input_uri": run.identity.get("input_uri", ""),
+            "fingerprint": run.fingerprint,
+            "created": stored.get("created", ""),
+            "notes": _notes(collected),
+            "headline": _headline(collected, speed),
+            "speed": None if speed is None else _speed(speed),
+            "failures": _failures(stats),
+            "confidence": _confidence(stats),
+            "classes": rows[:CLASSES_LISTED],
+            "more_classes": max(0, len(rows) - CLASSES_LISTED),
+            "never": [name for label, name in enumerate(names) if label and not stats.images[label]],
+            "groups": [_group(stats, label, names[label], picks[label], pictures) for label in picks],
+            "unshown": int(np.count_nonzero(stats.images[1:])) - len(picks),
+            "settings": json.dumps(run.identity, indent=2, ensure_ascii=False),
+        },
+    )
+
+
+def _by_images(stats: RunStats) -> list[int]:
+    """Labels of the foreground classes that occur, the most frequent first."""
+    order = np.argsort(-stats.images[1:], kind="stable") + 1
+    return [int(label) for label in order if stats.images[label]]
+
+
+def _model(run: Run, shard: int) -> str:
+    with run.storage.open(join(run.uri, shard_file(shard))) as handle:
+        metadata = pq.ParquetFile(handle).schema_arrow.metadata or {}
+    return str(metadata.get(b"cliper.model", b"").decode())
+
+
+def _notes(collected: Collected) -> list[str]:
+    manifest, notes = collected.manifest, []
+    if len(collected.done) < manifest.shards:
+        notes.append(
+            f"Not finished: {len(collected.done):,} of {manifest.shards:,} shards are done. "
+            "`cliper label` with the same options continues the run."
+        )
+    if len(collected.read) < len(collected.done):
+        notes.append(
+            f"A sample: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
+            f"{len(collected.read):,} of the {len(collected.done):,} finished shards taken at random."
+        )
+    return notes
+
+
+def _headline(collected: Collected, speed: Throughput | None) -> list[tuple[str, str]]:
+    stats, manifest = collected.stats, collected.manifest
+    done = manifest.images_in(set(collected.done))
+    failed = stats.rows - stats.statuses["ok"]
+    rate = [] if speed is None else [(f"{speed.mean:,.3g}", "images/s")]
+    of = "" if done == manifest.images else f" of {manifest.images:,}"
+    return [
+        (f"{done:,}", f"images done{of}"),
+        (share(failed / max(stats.rows, 1)), f"failed ({failed:,} of {stats.rows:,} read)"),
+        (f"{np.count_nonzero(stats.images[1:]):,}", f"of {len(stats.images) - 1:,} classes found"),
+        (f"{len(collected.done):,}", f"of {manifest.shards:,} shards"),
+        *rate,
+    ]
+
+
+def _speed(speed: Throughput) -> dict[str, Any]:
+    text = f"{speed.images:,} images in {duration(speed.seconds)}, {speed.mean:.3g} images/s on average"
+    chart = bars(speed.rates, text, "first shard written", duration(speed.seconds), "images per second")
+    if speed.pauses:
+        text += f"; {speed.pauses} pauses, {duration(speed.paused_seconds)} in all, are left out"
+    return {"chart": chart, "text": f"{text}. By the times of the shard files; the first starts the clock."}
+
+
+def _failures(stats: RunStats) -> list[dict[str, Any]]:
+    causes = sorted(stats.failures.items(), key=lambda item: (-item[1].images, item[0]))
+    return [
+        {"cause": cause, "stage": stage, "images": found.images, "examples": found.examples}
+        for (cause, stage), found in causes
+    ]
+
+
+def _confidence(stats: RunStats) -> str:
+    label = "Images by mean confidence: " + _spread(stats.confidence.tolist())
+    return bars(stats.confidence.tolist(), label, "0", "1", "images by mean confidence")
+
+
+def _spread(counts: Sequence[int]) -> str:
+    """The middle half of a histogram over 0 to 1, in words."""
+    total = np.cumsum(counts)
+    if not total[-1]:
+        return "no images"
+    low, middle, high = (float(np.argmax(total >= part * total[-1]) + 0.5) / BINS for part in (0.25, 0.5, 0.75))
+    return f"median about {middle:.2f}, half of them between {low:.2f} and {high:.2f}"
+
+
+def _class_row(stats: RunStats, label: int, name: str) -> dict[str, Any]:
+    counts = stats.class_confidence[label].tolist()
+    area = float(stats.pixels[label] / max(int(stats.pixels.sum()), 1))
+    return {
+        "label": label,
+        "name": name,
+        "images": int(stats.images[label]),
+        "area": area,
+        "bar": round(_BAR * area / max(float(stats.pixels.max() / max(int(stats.pixels.sum()), 1)), 1e-12), 2),
+        "confidence": f"{stats.mean_confidence()[label]:.2f}",
+        "histogram": sparkline(counts, f"confidence of {name}: {_spread(counts)}"),
+    }
+
+
+def _group(
+    stats: RunStats, label: int, name: str, picks: Sequence[Pick], pictures: Mapping[Place, Shown]
+) -> dict[str, Any]:
+    shown = [pictures[pick.shard, pick.place] for pick in picks]
+    captions = [
+        f"{image.image_id}: {pick.kind}, {name} {image.confidence_of(label):.2f}"
+        for pick, image in zip(picks, shown, strict=True)
+    ]
+    return {"name": name, "images": int(stats.images[label]), "shown": list(zip(shown, captions, strict=True))}

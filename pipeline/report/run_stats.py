@@ -1,0 +1,178 @@
+"""What the rows of a run say as a whole: totals, failures, classes, confidence, and the images worth a look.
+
+Reads metadata columns only, shard by shard; memory does not grow with the run.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.errors import RunError
+from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.run.shards import shard_file
+
+BINS = 20  # of a confidence histogram, each 0.05 wide
+PICKS = 2  # images kept per class and kind
+KINDS = ("most confident", "random", "least confident")
+EXAMPLES = 3  # failed images named per cause
+_COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
+_READERS = 4  # shards read at the same time
+
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """An image to show for a class: where its row is, and why it was chosen (one of KINDS)."""
+
+    label: int
+    shard: int
+    place: int
+    kind: str
+
+
+@dataclass
+class Failures:
+    """Images that failed for one cause, with a few examples as (image id, message)."""
+
+    images: int = 0
+    examples: list[tuple[str, str]] = field(default_factory=list)
+
+
+class _Best:
+    """The PICKS rows of every class with the highest score of one kind."""
+
+    def __init__(self) -> None:
+        self.score: Floats = np.zeros(0)
+        self.keys: Integers = np.zeros((3, 0), dtype=np.int64)  # label, shard, place
+
+    def add(self, score: Floats, keys: Integers) -> None:
+        """Offer rows: score [n] and keys [3, n]. Equal scores: the earlier row stays."""
+        score, keys = np.concatenate([self.score, score]), np.concatenate([self.keys, keys], axis=1)
+        order = np.lexsort((keys[2], keys[1], -score, keys[0]))
+        label = keys[0, order]
+        first = np.flatnonzero(np.r_[True, label[1:] != label[:-1]]) if len(label) else label
+        rank = np.arange(len(label)) - np.repeat(first, np.diff(np.r_[first, len(label)]))
+        kept = order[rank < PICKS]
+        self.score, self.keys = score[kept], keys[:, kept]
+
+
+class RunStats:
+    """Counts over all rows added; `classes` is the number of foreground classes, label 0 is background."""
+
+    def __init__(self, classes: int) -> None:
+        self.rows = 0
+        self.pixels_all = 0
+        self.statuses: Counter[str] = Counter()
+        self.failures: dict[tuple[str, str], Failures] = defaultdict(Failures)  # by (cause, stage)
+        self.confidence = np.zeros(BINS, dtype=np.int64)
+        self.images = np.zeros(classes + 1, dtype=np.int64)
+        self.pixels = np.zeros(classes + 1, dtype=np.int64)
+        self.confidence_sum = np.zeros(classes + 1)
+        self.class_confidence = np.zeros((classes + 1, BINS), dtype=np.int64)
+        self._best = {kind: _Best() for kind in KINDS}
+
+    def add(self, shard: int, table: pa.Table) -> None:
+        """Count the rows of one shard, in file order."""
+        self.rows += len(table)
+        self.statuses.update(table["status"].to_pylist())
+        self._add_failures(table.filter(pc.not_equal(table["status"], "ok")))
+        known = table["confidence"].drop_null().to_numpy()
+        self.confidence += np.bincount(_bins(known), minlength=BINS)
+        self._add_classes(shard, table["classes"].combine_chunks())
+
+    def _add_failures(self, failed: pa.Table) -> None:
+        names = ("image_id", "error_type", "error_message", "stage")
+        for row in failed.select(names).to_pylist():
+            cause = self.failures[row["error_type"] or "unknown", row["stage"] or "unknown"]
+            cause.images += 1
+            if len(cause.examples) < EXAMPLES:
+                cause.examples.append((row["image_id"], row["error_message"] or ""))
+
+    def _add_classes(self, shard: int, column: pa.ListArray) -> None:
+        entries, place = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy().astype(np.int64)
+        label = pc.struct_field(entries, "class_id").to_numpy(zero_copy_only=False).astype(np.int64)
+        pixels = pc.struct_field(entries, "pixels").to_numpy(zero_copy_only=False)
+        mean = pc.struct_field(entries, "mean_confidence").to_numpy(zero_copy_only=False).astype(np.float64)
+        mean = np.nan_to_num(mean)
+        self.images += np.bincount(label, minlength=len(self.images))
+        np.add.at(self.pixels, label, pixels.astype(np.int64))
+        self.confidence_sum += np.bincount(label, weights=mean, minlength=len(self.images))
+        np.add.at(self.class_confidence, (label, _bins(mean)), 1)
+        keys = np.stack([label, np.full_like(label, shard), place])
+        chance = np.random.default_rng(shard).random(len(label))
+        for kind, score in zip(KINDS, (mean, chance, -mean), strict=True):
+            self._best[kind].add(score, keys)
+
+    def picks(self, label: int) -> list[Pick]:
+        """The images to show for a class, each once, by KINDS."""
+        chosen: dict[tuple[int, int], Pick] = {}
+        for kind in (KINDS[0], KINDS[2], KINDS[1]):  # where images are few, the extremes keep theirs
+            best = self._best[kind].keys
+            for _, shard, place in best[:, best[0] == label].T.tolist():
+                chosen.setdefault((shard, place), Pick(label, shard, place, kind))
+        return sorted(chosen.values(), key=lambda pick: KINDS.index(pick.kind))
+
+    def mean_confidence(self) -> Floats:
+        """Mean of every label's confidence over the images that hold it, float64 [K + 1]; nan without images."""
+        with np.errstate(invalid="ignore"):
+            return self.confidence_sum / self.images
+
+
+def _bins(confidence: npt.NDArray[np.floating]) -> Integers:
+    return np.clip(confidence * BINS, 0, BINS - 1).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A run, how much of it is done, and the statistics of the shards that were read."""
+
+    run: Run
+    manifest: Manifest
+    done: tuple[int, ...]  # shards
+    read: tuple[int, ...]  # shards; fewer than `done` if the run is larger than the sample
+    stats: RunStats
+
+
+def collect(run: Run, sample: int) -> Collected:
+    """Read finished shards, at random if they hold more than `sample` rows, until that many rows are read.
+
+    The same run and sample give the same choice. Raises RunError where nothing is finished, or a file is damaged.
+    """
+    manifest = read_manifest(run.storage, run.uri)
+    done = sorted(run.done_shards())
+    if manifest is None or not done:
+        raise RunError(f"{run.uri} has no finished shard yet; `cliper label` with the same options continues it")
+    read = choose_shards(manifest, done, sample)
+    stats = RunStats(len(class_names(run.identity)))
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = map_ahead(pool, lambda shard: _read(run, shard), read, ahead=_READERS)
+        for shard, table in zip(read, tables, strict=True):
+            stats.add(shard, table)
+    return Collected(run, manifest, tuple(done), tuple(read), stats)
+
+
+def choose_shards(manifest: Manifest, done: Sequence[int], sample: int) -> list[int]:
+    """All finished shards, or as many at random as reach `sample` rows; in order."""
+    images = np.array([count for part in manifest.parts for count in part.images])
+    order = np.random.default_rng(0).permutation(np.array(done))
+    before = np.cumsum(images[order]) - images[order]  # rows read before each shard
+    return sorted(order[before < sample].tolist())
+
+
+def _read(run: Run, shard: int) -> pa.Table:
+    try:
+        tables = list(read_tables(run, _COLUMNS, shards=[shard]))
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{shard_file(shard)} of {run.uri} cannot be read: {error}") from error
+    return tables[0] if tables else pa.table({name: [] for name in _COLUMNS})

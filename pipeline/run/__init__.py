@@ -1,0 +1,1 @@
+"""A run folder: identity, rows, shards and their commit, lease, status, verification."""

@@ -1,0 +1,150 @@
+"""Masks that people corrected, kept beside the model's and never in their place.
+
+corrections/v0001/0123456789abcdef.parquet    the rows of one reviewed file; the name is a hash of its content
+
+A version holds the rows of one `cliper review apply`; reading version n lays versions 1 to n over the run's own
+rows, the latest correction of an image on top. A row has the columns of a label shard, the shard it stands in,
+and who corrected it, when, and from which file. A person's word counts as confidence, presence and margin 1.
+"""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cliper.model.classes import mask_dtype
+from cliper.pipeline.errors import RunError
+from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.masks import pack_mask
+from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.storage.backend import join
+
+Version = Literal["latest"] | int | None
+
+_FILE = re.compile(r"v(\d{4,})/[0-9a-f]{16}\.parquet")
+
+SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.int32(), nullable=False),
+        *COLUMNS,
+        pa.field("corrected_by", pa.string(), metadata={"meaning": "who, as the reviewed file names them"}),
+        pa.field("corrected_at", pa.timestamp("us", "UTC"), nullable=False),
+        pa.field("source", pa.string(), nullable=False, metadata={"meaning": "the reviewed file"}),
+        pa.field("changed", pa.bool_(), nullable=False, metadata={"meaning": "whether the mask differs"}),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """The correction of each image that has one: a table of SCHEMA, one row per image."""
+
+    rows: pa.Table
+
+    def of_shard(self, shard: int) -> pa.Table:
+        """The corrections of one shard."""
+        return self.rows.filter(pc.equal(self.rows["shard"], shard))
+
+
+NO_CORRECTIONS = Corrections(SCHEMA.empty_table())
+
+
+def versions(run: Run) -> dict[int, list[str]]:
+    """The files of each version there is, relative to the run's `corrections` folder."""
+    try:
+        names = [name for name, _ in run.storage.list_files(join(run.uri, "corrections"))]
+    except FileNotFoundError:
+        return {}
+    found: dict[int, list[str]] = {}
+    for name in names:
+        if match := _FILE.fullmatch(name):
+            found.setdefault(int(match[1]), []).append(name)
+    return dict(sorted(found.items()))
+
+
+def read_corrections(run: Run, version: Version = "latest") -> Corrections:
+    """Corrections up to a version; none for None, or for "latest" where nothing was corrected.
+
+    Raises RunError for a version that does not exist.
+    """
+    known = versions(run) if version is not None else {}
+    if isinstance(version, int) and version not in known:
+        listed = ", ".join(map(str, known)) or "none"
+        raise RunError(f"{run.uri} has no corrections of version {version}; versions: {listed}")
+    upto = version if isinstance(version, int) else max(known, default=0)
+    wanted = [names for number, names in known.items() if number <= upto]
+    if not wanted:
+        return NO_CORRECTIONS
+    return Corrections(_last_of_each_image([_read_version(run, names) for names in wanted]))
+
+
+def overlay(table: pa.Table, corrected: pa.Table) -> pa.Table:
+    """A table of label rows (any columns with `image_id`) with the corrected rows in place of the model's."""
+    found = pc.index_in(table["image_id"], corrected["image_id"].combine_chunks())
+    places = pc.fill_null(found, -1).to_numpy()
+    both = pa.concat_tables([table, corrected.select(table.column_names).cast(table.schema)])
+    return both.take(np.where(places < 0, np.arange(len(table)), places + len(table)))
+
+
+def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
+    """Store rows of SCHEMA as the next version; returns (version, whether it is new).
+
+    The same corrections again are found by their hash and not stored twice. Two people who store at the same
+    moment may share a version number; their files have different names, so nothing is lost.
+    """
+    content = hashlib.sha256()
+    for row in sorted(rows, key=lambda row: str(row["image_id"])):
+        content.update(repr((row["image_id"], row["corrected_by"], row["source"])).encode())
+        content.update(row["mask"]["bytes"])
+    name, known = f"{content.hexdigest()[:16]}.parquet", versions(run)
+    for number, files in known.items():
+        if any(file.endswith(name) for file in files):
+            return number, False
+    version = max(known, default=0) + 1
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), buffer, compression="zstd")
+    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), buffer.getvalue())
+    return version, True
+
+
+def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:
+    """A label row with the mask `labels` [height, width] and the statistics that follow from it."""
+    names = class_names(run.identity)
+    grid = np.ascontiguousarray(labels.astype(mask_dtype(len(names))))
+    pixels = np.bincount(grid.ravel(), minlength=1)
+    certain = {"mean_confidence": 1.0, "p10_confidence": 1.0, "margin": 1.0}
+    classes = [
+        {
+            "class_id": label,
+            "name": names[label - 1] if label else "background",
+            "pixels": int(pixels[label]),
+            "presence": 1.0 if label else None,
+            **certain,
+        }
+        for label in np.flatnonzero(pixels).tolist()
+    ]
+    codec = row["mask_codec"]
+    sure = {"confidence": 1.0, "confidence_p10": 1.0, "margin": 1.0}
+    return dict(row) | pack_mask(grid, codec) | {"classes": classes} | sure
+
+
+def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
+    tables = []
+    for name in names:
+        with run.storage.open(join(run.uri, "corrections", name)) as handle:
+            tables.append(pq.read_table(handle, schema=SCHEMA))
+    return pa.concat_tables(tables).sort_by("corrected_at")
+
+
+def _last_of_each_image(tables: Sequence[pa.Table]) -> pa.Table:
+    """Of several corrections of an image, the one of the last version."""
+    rows = pa.concat_tables(tables)
+    last = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
+    return rows.take(pa.array(sorted(last.values()), pa.int64()))

@@ -1,0 +1,81 @@
+"""What interrupted work leaves behind in a run folder: found by name, removed only where the name is ours."""
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.errors import RunError
+from cliper.pipeline.run.attempts import attempted_shard
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.shards import shard_number
+from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uploads import abort_upload, incomplete_uploads
+
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage._write_local
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A file, or an S3 upload that was never completed, that no part of the run needs."""
+
+    file: str  # relative to the run folder
+    reason: str
+    ours: bool = True  # written by cliper: may be removed
+    upload_id: str | None = None
+
+
+def orphan_files(run: Run, manifest: Manifest, done: Collection[int]) -> Iterator[Orphan]:
+    """Yield the files of a run folder that serve no purpose. `done`: the shards whose file is there.
+
+    While a driver is at work, the files it is about to rename look the same.
+    """
+    for name, _ in run.storage.list_files(run.uri):
+        orphan = judge(name, manifest.shards, done)
+        if orphan is not None:
+            yield orphan
+
+
+def orphan_uploads(run: Run) -> Iterator[Orphan]:
+    """Yield incomplete uploads below the run's prefix. Raises StorageError where the store does not list them."""
+    for name, upload_id in incomplete_uploads(run.storage, run.uri):
+        yield Orphan(name, "an upload that was never completed", upload_id=upload_id)
+
+
+def judge(name: str, shards: int, done: Collection[int]) -> Orphan | None:
+    """Say what a file of a run folder is an orphan of, or None. Evaluations and foreign folders are left alone."""
+    if _TEMPORARY.fullmatch(name.rpartition("/")[2]):
+        return Orphan(name, "left by an interrupted write")
+    if name.startswith("attempts/") and attempted_shard(name.removeprefix("attempts/")) in done:
+        return Orphan(name, "attempts at a finished shard")
+    if name.startswith("labels/"):
+        shard = shard_number(name.removeprefix("labels/"))
+        if shard is None:
+            return Orphan(name, "not the file of a shard", ours=False)
+        if shard >= shards:
+            return Orphan(name, f"the manifest has {shards} shards", ours=False)
+    return None
+
+
+def clean_run(run: Run) -> Iterator[Orphan]:
+    """Remove the orphans that are ours, and yield each. Raises RunError or StorageError."""
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
+    for orphan in [*orphan_files(run, manifest, run.done_shards()), *orphan_uploads(run)]:
+        if orphan.ours:
+            remove_orphan(run, orphan)
+            yield orphan
+
+
+def remove_orphan(run: Run, orphan: Orphan) -> None:
+    """Delete the file, or abort the upload. Raises ValueError for a file that is not ours."""
+    if not orphan.ours:
+        raise ValueError(f"{orphan.file} is not ours to remove")
+    uri = join(run.uri, orphan.file)
+    if orphan.upload_id is None:
+        with suppress(FileNotFoundError):
+            run.storage.remove(uri)
+    else:
+        abort_upload(run.storage, uri, orphan.upload_id)

@@ -1,0 +1,94 @@
+"""The last stage: one Parquet file per shard, whole or not at all. Its presence is the commit.
+
+Every file can be checked by itself: its pages carry CRCs, and its metadata a digest of the rows and what failed.
+"""
+
+import hashlib
+import io
+import json
+import re
+import time
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cliper.pipeline.run.attempts import forget_attempts
+from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.telemetry import committed, timed
+
+# A shard is one row group unless it is very large: readers that scan one column touch little else.
+ROW_GROUP = 1024
+
+DIGEST = b"cliper.digest"  # file metadata: see rows_digest
+FAILURES = b"cliper.failures"  # file metadata: JSON, error_type to number of rows
+
+_SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
+
+
+def shard_file(shard: int) -> str:
+    """The file of a shard, relative to the run folder; it depends on the shard's number alone."""
+    return f"labels/shard-{shard:06d}.parquet"
+
+
+def shard_number(name: str) -> int | None:
+    """The shard of a file in labels/, or None if it is not the file of one."""
+    match = _SHARD_NAME.fullmatch(name)
+    number = None if match is None else int(match[1])
+    return number if number is not None and shard_file(number) == f"labels/{name}" else None
+
+
+@timed("write")
+def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:
+    """Write one labeled shard and return its one-row summary: shard, images, failures, bytes, finished (epoch s).
+
+    Writing a shard again, after a retry, puts the same rows under the same name.
+    Raises ValueError if the block is not exactly one shard.
+    """
+    shards = table.column("shard").unique().to_pylist()
+    if len(shards) != 1:
+        raise ValueError(f"a block must be one shard, got {len(shards)}: {shards[:5]}")
+    labels = table.drop_columns(["shard"]).cast(schema)
+    data = encode(labels)
+    storage.write(join(run_uri, shard_file(shards[0])), data)
+    forget_attempts(storage, run_uri, shards[0])
+    failed = [kind for kind in labels.column("error_type").to_pylist() if kind is not None]
+    committed(labels.column("status").to_pylist(), failed, len(data))
+    return pa.table(
+        {
+            "shard": [shards[0]],
+            "images": [len(labels)],
+            "failures": pa.array([failed], pa.list_(pa.string())),
+            "bytes": [len(data)],
+            "finished": [time.time()],
+        }
+    )
+
+
+def encode(labels: pa.Table) -> bytes:
+    """Parquet bytes of a label table, DIGEST and FAILURES in its metadata.
+
+    zstd; no dictionaries where every value differs.
+    """
+    failures = Counter(kind for kind in labels.column("error_type").to_pylist() if kind is not None)
+    added = {DIGEST: rows_digest(labels).encode(), FAILURES: json.dumps(failures, sort_keys=True).encode()}
+    labels = labels.replace_schema_metadata((labels.schema.metadata or {}) | added)
+    buffer = io.BytesIO()
+    repeated = ["mask_codec", "status", "error_type", "stage", "run_fingerprint"]
+    options = {"compression": "zstd", "row_group_size": ROW_GROUP, "use_dictionary": repeated}
+    pq.write_table(labels, buffer, write_page_checksum=True, **options)
+    return buffer.getvalue()
+
+
+def rows_digest(labels: pa.Table) -> str:
+    """SHA-256 in hex over one JSON line per row, in order; a mask goes in as the SHA-256 of its bytes.
+
+    It depends on the values alone, not on how Parquet or Arrow lays them out.
+    """
+    digest = hashlib.sha256()
+    masks = pc.struct_field(labels.column("mask"), "bytes").to_pylist()
+    for row, mask in zip(labels.drop_columns(["mask"]).to_pylist(), masks, strict=True):
+        row["mask"] = None if mask is None else hashlib.sha256(mask).hexdigest()
+        digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,188 @@
+"""How far a run is, from any machine, by reading little: names and times, file footers, the lease.
+
+The shards' files say what is done, the store's own times how fast, and each footer what failed (sink.FAILURES).
+Nothing is written, and the driver is not asked.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.errors import StorageError
+from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.run.attempts import Attempts, attempted_shard
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.lease import LEASE_FILE, Holder
+from cliper.pipeline.run.shards import FAILURES, shard_file, shard_number
+from cliper.pipeline.storage.backend import join
+
+RECENT = 64  # shards whose times give the rate
+READERS = 16  # footers read at once: they wait for storage
+
+
+@dataclass(frozen=True)
+class Started:
+    """A shard that somebody began and has not committed."""
+
+    shard: int
+    starts: int  # more than 1: it is being tried again
+    deaths: int  # of processes, with one of its images at work alone
+    image: str | None  # the image at work, where they are taken one by one
+
+
+@dataclass(frozen=True)
+class Status:
+    """A run at one moment. Times are seconds since 1970 by the store's clock."""
+
+    uri: str
+    fingerprint: str
+    state: str  # not listed, listing, running, stopped or done
+    images: int
+    images_done: int
+    shards: int
+    shards_done: int
+    rate: float | None  # images/s over the last RECENT shards of the driver at work, or of the last one
+    last_write: float | None
+    seconds_left: float | None  # at that rate; None unless a driver is at work
+    failures: dict[str, int] | None  # error_type to images; None if not asked for
+    unreadable: int  # files whose footer could not be read
+    driver: dict[str, Any] | None  # who holds the lease; `lives` is None where that cannot be told from here
+    started: tuple[Started, ...]
+
+    def to_json(self) -> str:
+        """All of it as JSON."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False)
+
+
+def read_status(run: Run, failures: bool = True) -> Status:
+    """Look at a run. Without `failures` not even footers are read. Raises StorageError."""
+    manifest = read_manifest(run.storage, run.uri)
+    holder = read_holder(run)
+    working = holder is not None and holder.lives() is not False
+    sizes = {} if manifest is None else shard_sizes(manifest)
+    times = {shard: time for shard, time in shard_times(run).items() if shard in sizes}
+    images, done = sum(sizes.values()), sum(sizes[shard] for shard in times)
+    rate = recent_rate(sizes, times, _epoch(holder.since) if holder is not None and working else 0.0)
+    causes, unreadable = failure_causes(run, sorted(times)) if failures else (None, 0)
+    return Status(
+        uri=run.uri,
+        fingerprint=run.fingerprint,
+        state=_state(manifest is not None, working, len(times) == len(sizes)),
+        images=images,
+        images_done=done,
+        shards=len(sizes),
+        shards_done=len(times),
+        rate=rate,
+        last_write=max(times.values(), default=None),
+        seconds_left=(images - done) / rate if working and rate else None,
+        failures=causes,
+        unreadable=unreadable,
+        driver=None if holder is None else _describe(holder),
+        started=started_shards(run),
+    )
+
+
+def _state(listed: bool, working: bool, done: bool) -> str:
+    if not listed:
+        return "listing" if working else "not listed"
+    return "running" if working else "done" if done else "stopped"
+
+
+def shard_sizes(manifest: Manifest) -> dict[int, int]:
+    """Images of every shard."""
+    return dict(enumerate(count for part in manifest.parts for count in part.images))
+
+
+def shard_times(run: Run) -> dict[int, float]:
+    """When each finished shard was written; 0 where the backend does not say."""
+    times = {}
+    try:
+        for stored in run.storage.list_stored(join(run.uri, "labels")):
+            shard = shard_number(stored.name)
+            if shard is not None:
+                times[shard] = stored.modified or 0.0
+    except FileNotFoundError:
+        return {}
+    return times
+
+
+def recent_rate(sizes: Mapping[int, int], times: Mapping[int, float], since: float) -> float | None:
+    """Images per second between the first and the last of the RECENT shards written after `since`.
+
+    None for fewer than two, or two of one time. The first one's images were labeled before it was written.
+    """
+    recent = sorted((time, shard) for shard, time in times.items() if time >= since)[-RECENT:]
+    if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
+        return None
+    return sum(sizes[shard] for _, shard in recent[1:]) / (recent[-1][0] - recent[0][0])
+
+
+def failure_causes(run: Run, shards: Sequence[int]) -> tuple[dict[str, int], int]:
+    """Failed images by error_type, the most frequent first, and how many files could not be read."""
+    total: Counter[str] = Counter()
+    unreadable = 0
+    with ThreadPoolExecutor(READERS) as pool:
+        for found in map_ahead(pool, lambda shard: failures_of(run, shard), shards, ahead=2 * READERS):
+            if found is None:
+                unreadable += 1
+            else:
+                total.update(found)
+    return dict(total.most_common()), unreadable
+
+
+def failures_of(run: Run, shard: int) -> dict[str, int] | None:
+    """Failed images of one shard by error_type, from the file's footer; None if it cannot be read."""
+    try:
+        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
+            metadata = pq.read_metadata(handle).metadata or {}
+        found: dict[str, int] = json.loads(metadata[FAILURES])
+    except (StorageError, pa.ArrowException, OSError, ValueError, KeyError):
+        return None  # `cliper verify` says why
+    return found
+
+
+def read_holder(run: Run) -> Holder | None:
+    """Who holds the run's lease, if anybody."""
+    try:
+        return Holder.parse(run.storage.read(join(run.uri, LEASE_FILE)))
+    except FileNotFoundError:
+        return None
+
+
+def started_shards(run: Run) -> tuple[Started, ...]:
+    """Shards that were begun and not committed, from their small files (attempts.py): as many as actors hold."""
+    found = []
+    try:
+        numbers = [attempted_shard(name) for name, _ in run.storage.list_files(join(run.uri, "attempts"))]
+    except FileNotFoundError:
+        return ()
+    for shard in numbers:
+        attempts = None if shard is None else Attempts.read(run.storage, run.uri, shard)
+        if shard is not None and attempts is not None:
+            found.append(Started(shard, attempts.starts, attempts.deaths.total(), attempts.current))
+    return tuple(found)
+
+
+def _describe(holder: Holder) -> dict[str, Any]:
+    return {
+        "host": holder.host,
+        "pid": str(holder.pid),
+        "since": holder.since,
+        "renewed": holder.renewed,
+        "lives": holder.lives(),
+    }
+
+
+def _epoch(iso: str) -> float:
+    try:
+        return datetime.fromisoformat(iso).timestamp()
+    except ValueError:  # a damaged lease
+        return 0.0

@@ -1,0 +1,162 @@
+"""Prove that a run is whole: every image of the manifest in exactly one row, every row as it was written.
+
+A run passes if, for every shard, the ids of its file are the manifest's ids in order; if every page passes its
+CRC and the rows their digest (shards.py); if every mask decodes to its image's size, with labels of the classes
+and the pixel counts of its row; and if every row that has no mask says why. As ids are unique in the manifest
+(checked here as well), that puts each image in exactly one row.
+"""
+
+import json
+import math
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, read_manifest, refuse_collisions
+from cliper.pipeline.errors import InputError, RunError, StorageError
+from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
+from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.leftovers import Orphan, orphan_files, orphan_uploads
+from cliper.pipeline.storage.backend import join
+
+SHARDS_PER_PROCESS = 8  # fewer are not worth starting another process for
+SHOWN = 100  # problems kept with their words; all are counted
+
+# Kinds of problem and what is counted. A run with none of them is whole.
+KINDS = {
+    "unfinished": "shards without a file",
+    "missing": "images without a readable row",
+    "doubled": "rows of an image that has one already",
+    "foreign": "rows of images that are not in the shard",
+    "misplaced": "files whose rows are not in the manifest's order",
+    "unreadable": "files that cannot be read back",
+    "wrong_checksum": "files whose rows are not those that were written",
+    "wrong_identity": "files of another run or other classes",
+    "wrong_mask": "masks of another size, or other labels than their row says",
+    "no_reason": "rows without a mask that do not say why",
+    "orphans": "files and uploads that no part of the run needs",
+}
+
+
+@dataclass
+class Report:
+    """What was found. `problems` holds the first SHOWN, `notes` what could not be checked."""
+
+    shards: int
+    images: int
+    rows: int = 0
+    failed: int = 0  # rows that say why they have no mask: not a problem
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[Problem] = field(default_factory=list)
+    orphans: list[Orphan] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing at all is wrong."""
+        return not self.counts.total()
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem, and keep its words while there are few."""
+        self.counts[problem.kind] += problem.count
+        if len(self.problems) < SHOWN:
+            self.problems.append(problem)
+
+    def merge(self, check: ShardCheck) -> None:
+        """Add one shard."""
+        self.rows += check.rows
+        self.failed += check.failed
+        for problem in check.problems:
+            self.add(problem)
+
+    def to_json(self) -> str:
+        """The report as JSON; every kind is there, also at 0."""
+        content = {
+            "whole": self.whole,
+            "shards": self.shards,
+            "images": self.images,
+            "rows": self.rows,
+            "failed": self.failed,
+            **{kind: self.counts[kind] for kind in KINDS},
+            "problems": [vars(problem) for problem in self.problems],
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1, ensure_ascii=False)
+
+
+def verify_run(run: Run, processes: int | None = None) -> Report:
+    """Read a whole run back and check it, shard by shard in `processes` (default: as many as CPUs).
+
+    Memory: a few shards per process, one part of the manifest, and 8 bytes per image. Raises RunError if there is
+    no manifest, StorageError where the store refuses access.
+    """
+    manifest = read_manifest(run.storage, run.uri)
+    if manifest is None:
+        raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
+    report = Report(manifest.shards, manifest.images)
+    done = run.done_shards()
+    wanted = processes or os.cpu_count() or 1
+    with _executor(min(wanted, math.ceil(len(done) / SHARDS_PER_PROCESS))) as pool:
+        for check in map_ahead(pool, check_shard, _jobs(run, manifest, done, report), ahead=2 * wanted):
+            report.merge(check)
+    _look_for_orphans(run, manifest, done, report)
+    return report
+
+
+def _executor(processes: int) -> Executor:
+    """Processes, because hashing and decoding hold Python's lock; spawned, because S3 clients survive no fork."""
+    if processes <= 1:
+        return ThreadPoolExecutor(1)
+    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+
+
+def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Iterator[ShardJob]:
+    """What to check of every finished shard; reports what has no file, and what is wrong with the manifest."""
+    hashes: array[int] = array("Q")
+    names, readable = class_names(run.identity), True
+    for part in manifest.parts:
+        try:
+            shards = read_ids(run, part)
+        except (StorageError, pa.ArrowException, OSError) as error:
+            readable = False
+            report.add(Problem("unreadable", f"manifest/{part.file}", f"{type(error).__name__}: {error}"))
+            report.add(Problem("missing", f"manifest/{part.file}", "all of its images", sum(part.images)))
+            continue
+        for shard, ids in enumerate(shards, part.first_shard):
+            hashes.extend(id_hash(image_id) for image_id in ids)
+            if shard in done:
+                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names)
+            else:
+                report.add(Problem("unfinished", f"shard {shard}", f"{len(ids)} images are not labeled yet"))
+                report.counts["missing"] += len(ids)
+    try:
+        if readable:
+            refuse_collisions(hashes, manifest, run.storage, run.uri)
+    except InputError as error:
+        report.add(Problem("doubled", "manifest", str(error)))
+
+
+def read_ids(run: Run, part: Part) -> list[list[str]]:
+    """The image ids of each shard of a manifest file. Raises what Parquet and storage raise."""
+    with run.storage.open(join(run.uri, "manifest", part.file)) as handle:
+        file = pq.ParquetFile(handle)
+        groups = range(len(part.images))
+        return [file.read_row_group(group, columns=["image_id"]).column(0).to_pylist() for group in groups]
+
+
+def _look_for_orphans(run: Run, manifest: Manifest, done: set[int], report: Report) -> None:
+    report.orphans += orphan_files(run, manifest, done)
+    try:
+        report.orphans += orphan_uploads(run)
+    except StorageError as error:
+        report.notes.append(f"incomplete uploads were not looked for: {error}")
+    for orphan in report.orphans:
+        report.add(Problem("orphans", orphan.file, orphan.reason))

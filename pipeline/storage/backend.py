@@ -1,0 +1,311 @@
+"""Read and write by URI: local paths and every fsspec backend, S3 first.
+
+Writes are atomic: a reader sees a whole file or none. Remote operations are tried again when the reason may pass
+(retry.py). Options hold secrets (keys, tokens): they are never part of a repr, a log line or a run folder.
+"""
+
+import errno
+import io
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from cliper.pipeline.errors import StorageError
+from cliper.pipeline.storage.retry import fetch_with_retries, is_transient, refuses_keys, with_retries
+from cliper.pipeline.storage.s3 import list_s3, s3_options
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file as a listing shows it."""
+
+    name: str  # relative to what was listed
+    size: int  # bytes
+    modified: float | None  # seconds since 1970, by the store's clock; None if the backend does not say
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How to reach URIs. `options` go to fsspec (key, secret, endpoint_url, anon, ...); local paths need none."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def filesystem(self, uri: str) -> tuple[Any, str]:
+        """Return (fsspec filesystem, path inside it)."""
+        if not uri.startswith("s3://"):
+            filesystem, path = fsspec.core.url_to_fs(uri, **({} if is_local(uri) else dict(self.options)))
+            return filesystem, path
+        filesystem = fsspec.filesystem("s3", **s3_options(self.options))
+        filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
+        return filesystem, uri.removeprefix("s3://").rstrip("/")
+
+    def operate(self, uri: str, operation: Callable[[Any, str], T]) -> T:
+        """Return operation(filesystem, path), with retries where the storage is remote.
+
+        Raises FileNotFoundError, or StorageError if access is refused or the storage keeps failing.
+        """
+        filesystem, path = self.filesystem(uri)
+        with access_errors(uri):
+            if isinstance(filesystem, LocalFileSystem):
+                return operation(filesystem, path)
+            return with_retries(lambda: operation(filesystem, path))
+
+    def read(self, uri: str) -> bytes:
+        """Return a file's bytes. Raises as `operate` does."""
+        data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path))
+        return data
+
+    def read_many(self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]) -> list[bytes | Exception]:
+        """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
+
+        An object that cannot be read is its exception in the result; the others are not affected. Raises
+        StorageError if the storage refuses our keys, or gives none of several objects: that is not the objects'
+        fault, and the run can go on from here another time.
+        """
+        results: list[bytes | Exception] = [b""] * len(uris)
+        by_backend: dict[str, list[int]] = {}
+        for i, uri in enumerate(uris):
+            by_backend.setdefault("" if is_local(uri) else uri.partition("://")[0], []).append(i)
+        for members in by_backend.values():
+            fetched = self._read_together([uris[i] for i in members], [ranges[i] for i in members])
+            for i, data in zip(members, fetched, strict=True):
+                results[i] = data
+        return results
+
+    def _read_together(
+        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
+    ) -> list[bytes | Exception]:
+        try:
+            filesystem, _ = self.filesystem(uris[0])
+        except (ValueError, ImportError) as error:  # a scheme nobody knows, or whose package is not installed
+            return [error] * len(uris)
+        paths = [self.filesystem(uri)[1] for uri in uris]
+        starts = [None if r is None else r[0] for r in ranges]
+        ends = [None if r is None else r[1] for r in ranges]
+
+        def fetch(places: Sequence[int]) -> list[bytes | Exception]:
+            wanted = ([values[i] for i in places] for values in (paths, starts, ends))
+            found: list[bytes | Exception] = filesystem.cat_ranges(*wanted, on_error="return")
+            return found
+
+        results = fetch_with_retries(fetch, len(uris))
+        errors = [result for result in results if isinstance(result, Exception)]
+        unreachable = len(errors) == len(uris) > 1 and all(is_transient(error) for error in errors)
+        for uri, result in zip(uris, results, strict=True):
+            if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
+                raise refusal(uri, result) from result
+        return results
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Write a whole file under its final name or not at all; an existing file is replaced.
+
+        Local: temporary name, fsync, rename. Remote: one PUT, or one completed multipart upload.
+        """
+
+        def put(filesystem: Any, path: str) -> None:
+            if isinstance(filesystem, LocalFileSystem):
+                _write_local(Path(path), data)
+            else:
+                filesystem.pipe_file(path, data)
+
+        self.operate(uri, put)
+
+    @contextmanager
+    def create(self, uri: str) -> Iterator[BinaryIO]:
+        """A file to fill step by step, as atomic as `write`: it appears when the block ends without an error.
+
+        A remote file is gathered in the temporary folder first.
+        """
+        filesystem, path = self.filesystem(uri)
+        if isinstance(filesystem, LocalFileSystem):
+            try:
+                with _created_local(Path(path)) as handle:
+                    yield handle
+            except OSError as error:
+                raise refusal(uri, error) from error
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            gathered = Path(folder) / "file"
+            with gathered.open("wb") as handle:
+                yield handle
+            self.operate(uri, lambda filesystem, path: filesystem.put_file(str(gathered), path))
+
+    def remove(self, uri: str) -> None:
+        """Delete one file."""
+        self.operate(uri, lambda filesystem, path: filesystem.rm_file(path))
+
+    def exists(self, uri: str) -> bool:
+        """Return whether a file or folder is there, asking the store and not a cache."""
+
+        def ask(filesystem: Any, path: str) -> bool:
+            filesystem.invalidate_cache()
+            return bool(filesystem.exists(path))
+
+        return self.operate(uri, ask)
+
+    def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
+        """Return what matches, by path inside the filesystem, as fsspec describes it (type, size)."""
+        found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
+        return found
+
+    def open(self, uri: str) -> Any:
+        """Open for random reads (binary, seekable); remote reads are retried like everything else."""
+        handle = self.operate(uri, lambda filesystem, path: filesystem.open(path, "rb"))
+        return handle if is_local(uri) else io.BufferedReader(_RetriedReads(handle, uri))
+
+    def list_files(self, uri: str) -> Iterator[tuple[str, int]]:
+        """Yield (path relative to `uri`, size in bytes) of all files below it; see `list_stored`."""
+        for stored in self.list_stored(uri):
+            yield stored.name, stored.size
+
+    def list_stored(self, uri: str) -> Iterator[Stored]:
+        """Yield all files below a folder or prefix, in sorted order.
+
+        Streams: S3 is read page by page, so a million keys cost about a thousand requests and little memory.
+        """
+        filesystem, path = self.filesystem(uri)
+        with access_errors(uri):
+            if isinstance(filesystem, LocalFileSystem):
+                yield from _walk_local(Path(path), "")
+            elif uri.startswith("s3://"):
+                yield from (Stored(*found) for found in list_s3(filesystem, path))
+            else:
+                found = with_retries(lambda: filesystem.find(path, detail=True))
+                for name in sorted(found):
+                    yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+
+class _RetriedReads(io.RawIOBase):
+    """Retries for the reads of an fsspec file, whose cache and position survive a failed one."""
+
+    def __init__(self, handle: Any, uri: str) -> None:
+        self.handle, self.uri = handle, uri
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return int(self.handle.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self.handle.tell())
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Fill `buffer` from the file's position; a repeated attempt starts at the same place."""
+        place = self.handle.tell()
+
+        def attempt() -> bytes:
+            self.handle.seek(place)
+            data: bytes = self.handle.read(len(buffer))
+            return data
+
+        with access_errors(self.uri):
+            data = with_retries(attempt)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.handle.close()
+        super().close()
+
+
+def is_local(uri: str) -> bool:
+    """Return whether a URI is a path on this machine."""
+    return "://" not in uri or uri.startswith("file://")
+
+
+def absolute(uri: str) -> str:
+    """A local path from the root: Ray's workers need not stand in the folder a command was given in."""
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path parts to a URI."""
+    return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+@contextmanager
+def access_errors(uri: str) -> Iterator[None]:
+    """Turn a store's refusals into one clear StorageError; FileNotFoundError passes through."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise refusal(uri, error) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
+            raise refusal(uri, error) from error
+        raise
+
+
+def refusal(uri: str, error: Exception) -> StorageError:
+    """What a user is told when an operation on `uri` fails with `error`."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"no space left for {uri}; free some and run the same command again")
+    if isinstance(error, PermissionError) and is_local(uri):
+        return StorageError(f"cannot access {uri}: {error.strerror}; check its owner and mode")
+    return StorageError(f"cannot access {uri}: {explain(error)}")
+
+
+def explain(error: Exception) -> str:
+    """One line on what a storage error means and what to check."""
+    reason = (str(error).splitlines() or [""])[0][:300]
+    hints = {
+        "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",
+        "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --storage-option anon=true",
+        "EndpointConnectionError": "check the endpoint (AWS_ENDPOINT_URL, or --storage-option endpoint_url=...)",
+    }
+    hint = hints.get(type(error).__name__)
+    return f"{type(error).__name__}: {reason}" + (f"; {hint}" if hint else "")
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    with _created_local(path) as handle:
+        handle.write(data)
+
+
+@contextmanager
+def _created_local(path: Path) -> Iterator[BinaryIO]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)
+
+
+def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:
+    """Depth first in sorted order; follows links to files, not to folders (they may be circular)."""
+    with os.scandir(folder) as entries:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            with suppress(FileNotFoundError):  # a run may be at work: temporary names come and go
+                found = entry.stat()
+                yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime)

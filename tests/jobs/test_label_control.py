@@ -1,0 +1,195 @@
+"""Control of a run, as a user meets it: one command at a time, failure limits, full disks, stops, new runs."""
+
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cliper.jobs.common import execute
+from cliper.jobs.progress import FailureLimit
+from cliper.model.errors import ConfigError
+from cliper.pipeline.config import JobConfig
+from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
+from cliper.pipeline.label import actor as segment
+from cliper.pipeline.label.job import open_job
+from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.storage.backend import Storage
+from tests.conftest import PHOTOS
+from tests.jobs.test_cli import all_rows, cliper, label_command, started, wait_for_shards
+from tests.support.fakes import CLASSES, Brightness, kind, write_corpus
+from tests.support.faulty_s3 import FaultyS3
+
+
+@pytest.fixture
+def brightness(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Iterator[None]:
+    """`execute` on the session's Ray, with a segmenter that is fast and predictable."""
+    monkeypatch.setitem(segment.SEGMENTERS, "brightness", kind(Brightness))
+    monkeypatch.setattr("cliper.jobs.common.ray_session", _this_ray)
+    yield
+
+
+class _this_ray:  # noqa: N801
+    def __init__(self, verbose: bool) -> None: ...
+
+    def __enter__(self) -> list[dict[str, float]]:
+        return [{"CPU": 4.0}]
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def run(
+    corpus: Path | str,
+    output: Path | str,
+    limit: str | None = None,
+    storage: Storage = Storage(),  # noqa: B008
+    **settings: Any,
+) -> None:
+    """What `cliper label` does with a config of `settings`."""
+    # A single CPU, since Ray may keep the actor of an aborted run until the end of the session.
+    fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
+    config = JobConfig.model_validate(fixed | settings)
+    job = open_job(str(corpus), str(output), config, CLASSES, storage)
+    execute(job, False, None if limit is None else FailureLimit.parse(limit))
+
+
+def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightness: None, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 60, broken_each=4)  # 20 broken ones, which come first
+    output = tmp_path / "run"
+    with pytest.raises(TooManyFailuresError, match=r"10 of 10 images failed .* than --max-failures 5; what was"):
+        run(tmp_path / "corpus", output, "5", shard={"images": 10})
+    kept = {path.name: path.stat().st_mtime_ns for path in (output / "labels").iterdir()}
+    assert 1 <= len(kept) < 6
+    run(tmp_path / "corpus", output, "20", shard={"images": 10})
+    assert len(all_rows(output)) == 60
+    assert kept.items() <= {path.name: path.stat().st_mtime_ns for path in (output / "labels").iterdir()}.items()
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "failed", "left", "stops"),
+    [
+        ("5", 10, 5, 90, False),
+        ("5", 10, 6, 90, True),
+        ("0", 10, 1, 90, True),
+        ("10%", 99, 99, 1, False),  # too few to judge a share
+        ("10%", 100, 11, 900, True),
+        ("10%", 100, 10, 900, False),
+        ("10%", 10, 2, 0, True),  # but these are all
+        ("100%", 500, 500, 0, False),
+    ],
+)
+def test_failure_limits(text: str, images: int, failed: int, left: int, stops: bool) -> None:
+    progress: Any = SimpleNamespace(
+        failures=Counter({"corrupt": failed}), images=images, before=7, total=7 + images + left
+    )
+    try:
+        FailureLimit.parse(text).check(progress)
+    except TooManyFailuresError:
+        assert stops
+    else:
+        assert not stops
+
+
+@pytest.mark.parametrize("text", ["", "many", "-1", "5.5", "%", "101%", "-1%", "nan%"])
+def test_failure_limits_are_checked(text: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--max-failures '{text}': expected a number of images, or a share like"
+    ):
+        FailureLimit.parse(text)
+
+
+def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_space(
+    brightness: None, full_disk: Path, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "corpus", 40)
+    ballast = full_disk / "ballast"
+    job = {"shard": {"images": 10}}
+    os.makedirs(full_disk / "run")  # noqa: PTH103
+    with pytest.raises(
+        StorageError, match=f"^no space left for {full_disk}/run/labels/.*run the same command again$"
+    ):
+        ballast.write_bytes(b"x" * (1_048_576 - 65_536))
+        run(tmp_path / "corpus", full_disk / "run", **job)
+    assert not list((full_disk / "run").rglob("*.tmp"))
+    assert len(all_rows(full_disk / "run")) < 40
+    ballast.unlink()
+    run(tmp_path / "corpus", full_disk / "run", **job)
+    assert len({row["image_id"] for row in all_rows(full_disk / "run")}) == 40
+
+
+def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightness: None, tmp_path: Path) -> None:
+    """Throttled reads are waited out, an image that cannot be read is a row, a refused write ends the command."""
+    contents = write_corpus(tmp_path / "corpus", 20)
+    with FaultyS3() as server:
+        server.objects.update({f"bucket/images/{name}": data for name, data in contents.items()})
+        storage, first = Storage(server.options), "bucket/images/part0/photo-00000.jpg"
+        server.fail("GET", first, "403 AccessDenied", times=10**6)
+        server.fail("GET", "bucket/images/part1", "503 SlowDown", times=3)
+        server.fail("GET", "bucket/images/part2", "truncate", times=2)
+        server.fail("PUT", "labels/", "403 AccessDenied", times=10**6)
+        with pytest.raises(StorageError, match=r"^cannot access s3://bucket/run/labels/.*credentials.*\)$"):
+            run("s3://bucket/images", "s3://bucket/run", storage=storage, shard={"images": 10})
+        assert not [name for name in server.objects if "labels/" in name]
+        server.forgive("PUT")
+        run("s3://bucket/images", "s3://bucket/run", storage=storage, shard={"images": 10})
+        rows = [row for table in read_tables(read_run("s3://bucket/run", storage)) for row in table.to_pylist()]
+    assert [row["image_id"] for row in rows] == sorted(contents)
+    [bad] = [row for row in rows if row["status"] != "ok"]
+    assert (f"bucket/images/{bad['image_id']}", bad["stage"], bad["error_type"]) == (first, "load", "unreadable")
+
+
+def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 20)
+    with pytest.raises(TooManyFailuresError):
+        write_corpus(tmp_path / "corpus", 20, broken_each=2)
+        run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
+    with pytest.raises(ResourceError, match="9 actors with 1 CPUs each"):
+        run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
+
+
+def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_path: Path) -> None:
+    """A second command is refused, SIGTERM stops the first, and a new run goes beside it."""
+    corpus, output = tmp_path / "corpus", tmp_path / "run"
+    write_corpus(corpus, 80)
+    first = started(label_command(settings, corpus, output))
+    wait_for_shards(output, 1, first)
+    first.send_signal(signal.SIGSTOP)  # alive, and in no danger of being done too early
+    second = cliper(*label_command(settings, corpus, output))
+    assert second.returncode == 2, second.stderr
+    assert f"{output} is being worked on by process {first.pid} on " in second.stderr
+    assert second.stderr.count("\n") == 1
+
+    first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
+    _, stderr = first.communicate(timeout=240)
+    assert first.returncode == 143, stderr
+    assert stderr.endswith(f"stopped; the same command continues {output}\n")
+    assert "Traceback" not in stderr
+    assert not (output / "lease.json").exists()
+    done = {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
+    assert 1 <= len(done) < 20
+
+    beside = cliper(*label_command(settings, PHOTOS, output, "--new-run", "--max-failures", "0"))
+    assert beside.returncode == 0, beside.stderr
+    assert f"run       {output}-2, 4 images" in beside.stdout
+    assert done == {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
+
+    resumed = cliper(*label_command(settings, corpus, output))
+    assert resumed.returncode == 0, resumed.stderr
+    assert len(all_rows(output)) == 80
+    assert sorted(path.name for path in output.iterdir()) == ["attempts", "labels", "manifest", "run.json"]
+
+
+def test_a_full_disk_is_one_line(settings: dict[str, str], full_disk: Path, tmp_path: Path) -> None:
+    pages = os.statvfs(full_disk).f_bavail - 8  # enough for all but the labels
+    (full_disk / "ballast").write_bytes(b"x" * pages * 4096)
+    done = cliper(*label_command(settings, PHOTOS, full_disk / "run"))
+    assert done.returncode == 2, done.stderr
+    assert f"cliper: no space left for {full_disk}/run/labels/shard-000000.parquet; free some" in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert not list((full_disk / "run").rglob("*.tmp"))

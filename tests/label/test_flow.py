@@ -1,0 +1,246 @@
+"""The flow on a real Ray: a thousand images, broken ones among them, locally and on a real S3 server."""
+
+import hashlib
+import platform
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import JobConfig
+from cliper.pipeline.corpus.decode import decode
+from cliper.pipeline.corpus.manifest import write_manifest
+from cliper.pipeline.corpus.sources import list_entries
+from cliper.pipeline.errors import ResourceError
+from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label.pool import Pool, plan_pool
+from cliper.pipeline.label.segmenters import CLIPerSegmenter
+from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.storage.backend import Storage
+from tests.conftest import PARITY, S3Server
+from tests.support.fakes import CLASSES, Brightness, Fragile, Keeping, brightness_labels, write_corpus
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+TWO_ACTORS = Pool(actors=2, cpus_per_actor=1, gpus_per_actor=0)
+
+
+def label(
+    corpus: str,
+    output: str,
+    storage: Storage,
+    factory: Any = Brightness,
+    pool: Pool = TWO_ACTORS,
+    shards: int | None = None,
+    classes: ClassList = CLASSES,
+    **settings: Any,
+) -> tuple[Run, list[dict[str, Any]]]:
+    """Open a run, label what is left of it (at most `shards`), and return all its rows."""
+    config = JobConfig.model_validate(settings)
+    run = open_run(output, storage, identity_of(config, classes, corpus, {}))
+    manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
+    todo = run.pending_shards(manifest)[:shards]
+    summaries = list(label_corpus(run, manifest, todo, factory, config, classes, pool, "fake"))
+    assert sorted(summary["shard"] for summary in summaries) == todo
+    return run, rows_of(run)
+
+
+def rows_of(run: Run) -> list[dict[str, Any]]:
+    rows = []
+    for shard in sorted(run.done_shards()):
+        with run.storage.open(f"{run.uri}/{shard_file(shard)}") as handle:
+            rows += pq.read_table(handle).to_pylist()
+    return rows
+
+
+def mask_digests(rows: list[dict[str, Any]]) -> dict[str, str]:
+    return {r["image_id"]: hashlib.sha256(r["mask"]["bytes"]).hexdigest() for r in rows if r["status"] == "ok"}
+
+
+@pytest.fixture(scope="module")
+def thousand(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    folder = tmp_path_factory.mktemp("thousand")
+    return folder, write_corpus(folder, 1000, broken_each=6)  # 3% broken, five kinds
+
+
+@pytest.fixture(scope="module")
+def local_rows(
+    thousand: tuple[Path, dict[str, bytes]], tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    output = tmp_path_factory.mktemp("runs") / "local"
+    return label(str(thousand[0]), str(output), Storage(), shard={"images": 64})[1]
+
+
+def test_a_thousand_images_become_a_thousand_rows(
+    thousand: tuple[Path, dict[str, bytes]], local_rows: list[dict[str, Any]]
+) -> None:
+    contents = thousand[1]
+    assert [row["image_id"] for row in local_rows] == sorted(contents)
+    kinds = Counter(row["error_type"] for row in local_rows)
+    assert kinds == {None: 970, "empty": 6, "not_an_image": 6, "corrupt": 6, "oversized": 6, "unsupported": 6}
+    for row in local_rows:
+        assert (row["mask"] is None) == (row["status"] == "failed") == (row["stage"] == "decode")
+
+
+def test_masks_and_metadata_are_those_of_the_segmenter(
+    thousand: tuple[Path, dict[str, bytes]], local_rows: list[dict[str, Any]]
+) -> None:
+    for row in [r for r in local_rows if r["status"] == "ok"][::50]:
+        expected = brightness_labels(decode(thousand[1][row["image_id"]], 10**8).pixels)
+        assert np.array_equal(unpack_mask(row), expected)
+        assert (row["height"], row["width"]) == expected.shape
+        counts = {entry["class_id"]: entry["pixels"] for entry in row["classes"]}
+        assert counts == {int(k): int((expected == k).sum()) for k in np.unique(expected)}
+
+
+def test_s3_gives_the_same_masks(
+    thousand: tuple[Path, dict[str, bytes]], local_rows: list[dict[str, Any]], s3: S3Server
+) -> None:
+    s3.bucket("corpus")
+    write_corpus(s3.folder / "corpus" / "images", 1000, broken_each=6)
+    output = f"{s3.bucket('runs')}/first"
+    run, rows = label("s3://corpus/images", output, Storage(s3.options), shard={"images": 64})
+    assert len(rows) == 1000
+    assert mask_digests(rows) == mask_digests(local_rows)
+    written = b"".join(p.read_bytes() for p in (s3.folder / "runs").rglob("*") if p.is_file())
+    assert s3.secret.encode() not in written
+    assert run.done_shards() == set(range(16))
+
+
+@pytest.mark.parametrize("shard_images", [17, 300])
+@pytest.mark.parametrize("actors", [1, 2])
+def test_masks_do_not_depend_on_shards_or_actors(
+    thousand: tuple[Path, dict[str, bytes]],
+    local_rows: list[dict[str, Any]],
+    tmp_path: Path,
+    shard_images: int,
+    actors: int,
+) -> None:
+    pool = Pool(actors, 1, 0)
+    corpus = f"{thousand[0]}/part[01]/*.jpg"
+    _, rows = label(corpus, str(tmp_path / "run"), Storage(), pool=pool, shard={"images": shard_images})
+    expected = mask_digests(local_rows)
+    assert len(rows) == 278
+    assert mask_digests(rows).items() <= expected.items()
+
+
+def test_done_shards_are_not_read_or_computed_again(
+    thousand: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    corpus, output = str(thousand[0] / "part2"), str(tmp_path / "run")
+    run, rows = label(corpus, output, Storage(), shard={"images": 20}, shards=3)
+    assert len(rows) == 60
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "labels").iterdir()}
+    _, rows = label(corpus, output, Storage(), shard={"images": 20})
+    assert len(rows) == len({row["image_id"] for row in rows}) == 139
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert run.done_shards() == set(range(7))
+
+
+def test_a_raising_image_costs_only_its_own_row(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, 40)
+    (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "raise.jpg")
+    _, rows = label(str(corpus), str(tmp_path / "run"), Storage(), factory=Fragile, shard={"images": 10})
+    [bad] = [row for row in rows if row["status"] != "ok"]
+    assert (bad["image_id"], bad["error_type"], bad["stage"]) == ("part0/raise.jpg", "RuntimeError", "segment")
+    assert bad["error_message"] == "cannot segment part0/raise.jpg"
+    assert (bad["width"], bad["height"]) == (64, 48)
+    assert len(rows) == 40
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own options")
+def test_actors_on_the_cpu_keep_freed_memory(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 20)
+    _, rows = label(str(tmp_path / "corpus"), str(tmp_path / "run"), Storage(), factory=Keeping)
+    assert {row["error_message"] for row in rows} == {None}
+
+
+def test_images_that_kill_their_process_become_rows(tmp_path: Path) -> None:
+    """Each death takes the whole actor; after a bounded number of them the image is named, no other lost."""
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, 40)
+    for i in (0, 7):
+        (corpus / "part0" / f"photo-{i:05d}.jpg").rename(corpus / "part0" / f"kill-{i}.jpg")
+    run, rows = label(str(corpus), str(tmp_path / "run"), Storage(), factory=Fragile, shard={"images": 10})
+    poison = [row for row in rows if row["status"] == "poison"]
+    assert [row["image_id"] for row in poison] == ["part0/kill-0.jpg", "part0/kill-7.jpg"]
+    assert all(row["error_type"] == "poison" and row["attempts"] == 3 for row in poison)
+    assert len(rows) == 40
+    assert sum(row["status"] == "ok" for row in rows) == 38
+    assert not list((tmp_path / "run" / "attempts").iterdir())
+    assert len(run.done_shards()) == 4
+
+
+def test_an_image_that_never_ends_becomes_a_row(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    write_corpus(corpus, 20)
+    (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "hang.jpg")
+    settings = {"shard": {"images": 4}, "resources": {"image_seconds": 1}}
+    _, rows = label(str(corpus), str(tmp_path / "run"), Storage(), factory=Fragile, **settings)
+    [bad] = [row for row in rows if row["status"] != "ok"]
+    assert (bad["image_id"], bad["status"], bad["error_type"]) == ("part0/hang.jpg", "poison", "poison")
+    assert "or took over 1 s" in bad["error_message"]
+    assert len(rows) == 20
+
+
+def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_path: Path) -> None:
+    """One actor against two, batch 1 against 8: the same mask bytes."""
+    classes = ClassList.parse(["cat", "cup of coffee", "person"])
+    model = {
+        "backbone": {"model": f"local-dir:{tiny_clip}"},
+        "fusion": {"short_side": 96},
+        "fgc": {"model": str(PARITY / "sd_tiny"), "resolution": 128},
+        "labels": {"presence_threshold": 0.1, "background_threshold": 0.1},
+    }
+    digests = []
+    for actors, batch, images in ((1, 1, 8), (2, 8, 2)):
+        output = str(tmp_path / f"run-{actors}-{batch}")
+        settings = {"model": model | {"batch_size": batch}, "shard": {"images": images}}
+        pool = Pool(actors, 1, 0)
+        corpus = str(PARITY / "photos")
+        _, rows = label(corpus, output, Storage(), CLIPerSegmenter, pool, None, classes, **settings)
+        digests.append(mask_digests(rows))
+    assert len(digests[0]) == 3
+    assert digests[0] == digests[1]
+
+
+def test_pools_are_sized_from_the_cluster() -> None:
+    automatic = JobConfig().resources
+    assert plan_pool(automatic, [{"CPU": 2}]) == Pool(1, 1, 0)
+    assert plan_pool(automatic, [{"CPU": 16}]) == Pool(4, 3, 0)
+    assert plan_pool(automatic, [{"CPU": 64, "GPU": 8}]) == Pool(8, 1, 1)
+    assert plan_pool(automatic, [{"CPU": 2}] * 3) == Pool(1, 2, 0)  # no node has the five that are left over
+    assert plan_pool(automatic, [{"CPU": 5}] * 4) == Pool(5, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "message"),
+    [
+        (
+            {"actors": 5},
+            [{"CPU": 4}],
+            "5 actors with 1 CPUs each and 0.5 for reading and writing do not fit 4 CPUs",
+        ),
+        ({"actors": 3}, [{"CPU": 16, "GPU": 2}], "3 actors need a GPU each, the cluster has 2"),
+        ({"cpus_per_actor": 9}, [{"CPU": 8, "GPU": 1}], "lower --actors or --cpus-per-actor, or add nodes"),
+        (
+            {"cpus_per_actor": 6},
+            [{"CPU": 4}] * 2,
+            "2 actors with 6 CPUs each .* do not fit 2 nodes with 4, 4 CPUs",
+        ),
+        ({"cpus_per_actor": 4}, [{"CPU": 2, "GPU": 1}, {"CPU": 16}], "do not fit 2 nodes with 2, 16 CPUs"),
+        ({}, [{"CPU": 1}], "1 actors with 1 CPUs each and 0.5 for reading and writing do not fit 1 CPUs"),
+    ],
+)
+def test_what_cannot_be_scheduled_is_refused(
+    wanted: dict[str, Any], nodes: list[dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ResourceError, match=message):
+        plan_pool(JobConfig.model_validate({"resources": wanted}).resources, nodes)
