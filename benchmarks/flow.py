@@ -26,7 +26,10 @@ from cliper.pipeline.corpus.decode import decode
 from cliper.pipeline.corpus.manifest import read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries
 from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.label.segmenters import SegmenterKind
+from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.folder import Run, open_run
 from cliper.pipeline.storage.backend import Storage
 
@@ -89,10 +92,11 @@ def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick]
     """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
     run, storage = open_run(str(output), Storage(), {"bench": output.name}), Storage()
     manifest = write_manifest(list_entries(storage, str(folder), config.input), storage, run.uri, config.shard)
-    todo = run.pending_shards(manifest)
+    kind = SegmenterKind(factory, lambda config: {}, lambda config: "benchmark")
+    job = Job(run, manifest, config, CLASSES, kind, "benchmark")
     start, commits = time.perf_counter(), []
-    pool = Pool(actors, 0.5, 0)
-    for summary in label_corpus(run, manifest, todo, factory, config, CLASSES, pool, "benchmark"):
+    tasks = [Task(shard) for shard in run.pending_shards(manifest)]
+    for summary in label_corpus(job, tasks, Pool(actors, 0.5, 0)):
         commits.append((time.perf_counter() - start, int(manifest.images_in([summary["shard"]]))))
     images = sum(count for _, count in commits)
     steady = (images - commits[0][1]) / max(commits[-1][0] - commits[0][0], 1e-9)

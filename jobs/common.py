@@ -1,41 +1,72 @@
 """What commands share: options, running a job on Ray, its summary."""
 
-import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import uuid4
 
+import typer
 import yaml
 
 from cliper.jobs.progress import FailureLimit, RunProgress
-from cliper.jobs.session import ray_session
+from cliper.jobs.session import RaySession, say
 from cliper.model.errors import ConfigError
 from cliper.model.presets import preset as apply_preset
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.label.job import Job
+from cliper.pipeline.label.stages import Task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Opt = typer.Option
+
+# Options that several commands have.
+Device = Annotated[str | None, Opt(help="cpu, cuda, or auto: GPUs if the cluster has some", metavar="DEVICE")]
+Actors = Annotated[
+    str | None, Opt(help="Segmenting actors, or MIN:MAX; default: one per free GPU", metavar="N|MIN:MAX")
+]
+ActorsPerGpu = Annotated[int | None, Opt(min=1, help="Actors that share a GPU")]
+CpusPerActor = Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")]
+AcceleratorType = Annotated[
+    str | None, Opt(help="Only on GPUs of this type, by Ray's name: A100, T4, ...", metavar="TYPE")
+]
+WaitForResources = Annotated[
+    str, Opt(help="Wait this long for nodes and room, e.g. 10m; asks the autoscaler", metavar="DURATION")
+]
 
 
-def execute(job: Job, verbose: bool, limit: FailureLimit | None = None) -> None:
+def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) -> None:
     """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
     shards = job.run.pending_shards(job.manifest)
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
     if done:
-        print(f"continuing: {done} of {job.manifest.images} images are done", file=sys.stderr)
-    with RunProgress(job.manifest.images, done) as progress:
-        if shards:
-            _label_shards(job, shards, progress, verbose, limit)
+        say(f"continuing: {done} of {job.manifest.images} images are done")
+    progress = RunProgress(job.manifest.images, done)
+    if shards:
+        run_tasks(job, [Task(shard) for shard in shards], session, progress, limit=limit)
     print_summary(job, progress)
 
 
-def _label_shards(
-    job: Job, shards: list[int], progress: RunProgress, verbose: bool, limit: FailureLimit | None
+def run_tasks(
+    job: Job,
+    tasks: Sequence[Task],
+    session: RaySession,
+    progress: RunProgress,
+    then: "Callable[[pa.Table], pa.Table] | None" = None,
+    counted: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: summary,
+    limit: FailureLimit | None = None,
 ) -> None:
-    from cliper.pipeline.flow import label_corpus
-    from cliper.pipeline.label.pool import plan_pool
+    """Label shards on Ray and add each committed one, after `counted`, to `progress`; `then`: see label_corpus.
 
-    with ray_session(verbose) as nodes:
-        pool = plan_pool(job.config.resources, nodes)
-        arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
-        for summary in label_corpus(*arguments):
-            progress.add(summary)
+    Raises ResourceError, TooManyFailuresError, and what `counted` raises.
+    """
+    from cliper.pipeline.flow import label_corpus
+
+    pool, board = session.pool(job.config.resources), f"{job.run.fingerprint}/{uuid4().hex}"
+    with progress.watching(board):
+        for summary in label_corpus(job, tasks, pool, then, board):
+            progress.add(counted(summary))
             if limit is not None:
                 limit.check(progress)
 
@@ -52,16 +83,48 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"identity  {job.run.fingerprint}")
 
 
-def with_overrides(
-    config: JobConfig, actors: int | None, cpus_per_actor: float | None, batch_size: int | None
-) -> JobConfig:
-    """The config with command-line values put in."""
+@dataclass(frozen=True)
+class Resources:
+    """What the command line says about actors; None leaves the config's value."""
+
+    device: str | None = None
+    actors: str | None = None
+    actors_per_gpu: int | None = None
+    cpus_per_actor: float | None = None
+    accelerator_type: str | None = None
+
+
+def with_overrides(config: JobConfig, resources: Resources, batch_size: int | None = None) -> JobConfig:
+    """The config with command-line values put in. Raises ConfigError."""
     content = config.model_dump()
-    given = {"actors": actors, "cpus_per_actor": cpus_per_actor}
-    content["resources"] |= {key: value for key, value in given.items() if value is not None}
+    given = {key: value for key, value in asdict(resources).items() if value is not None}
+    if resources.actors is not None:
+        given["actors"] = parse_actors(resources.actors)
+    content["resources"] |= given
     if batch_size is not None:
         content["model"]["batch_size"] = batch_size
     return validate(JobConfig, content, "command line")
+
+
+def parse_actors(text: str) -> int | dict[str, int]:
+    """Read "4", or "1:64" for a number that follows the cluster. Raises ConfigError."""
+    numbers = text.split(":")
+    if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ConfigError(f"--actors '{text}': expected a number of at least 1, or MIN:MAX, e.g. 1:64")
+    return int(text) if len(numbers) == 1 else {"min": int(numbers[0]), "max": int(numbers[1])}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "10m" or "1h". Raises ConfigError."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise ConfigError(f"'{text}' is no duration; expected e.g. 90s, 10m or 2h")
+    return seconds
 
 
 def with_preset(config: JobConfig, name: str) -> JobConfig:

@@ -9,9 +9,21 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from cliper.jobs.common import parse_options, with_overrides
+from cliper.jobs.common import (
+    AcceleratorType,
+    Actors,
+    ActorsPerGpu,
+    CpusPerActor,
+    Device,
+    Resources,
+    WaitForResources,
+    parse_duration,
+    parse_options,
+    run_tasks,
+    with_overrides,
+)
 from cliper.jobs.progress import RunProgress
-from cliper.jobs.session import clean_stop, ray_session
+from cliper.jobs.session import RaySession, clean_stop, ray_session
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, load_classes
 from cliper.pipeline.errors import EvaluationError
@@ -28,6 +40,7 @@ from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
 from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
 from cliper.pipeline.evaluate.results import Results, Setting, figures, heading, summarise
 from cliper.pipeline.label.job import Job, open_job
+from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -39,12 +52,11 @@ class Options:
     """What the command line says about how to run, as opposed to what."""
 
     storage: Storage
-    actors: int | None
-    cpus_per_actor: float | None
+    resources: Resources
+    session: RaySession
     batch_size: int | None
     shard_images: int | None
     count_failed: bool
-    verbose: bool
 
 
 def evaluate(
@@ -71,8 +83,12 @@ def evaluate(
         tuple[str, str] | None, Opt("--compare", help="Two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
-    actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
-    cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
+    device: Device = None,
+    actors: Actors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    cpus_per_actor: CpusPerActor = None,
+    accelerator_type: AcceleratorType = None,
+    wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
     storage_option: Annotated[
@@ -85,8 +101,9 @@ def evaluate(
     Run the same command again to continue: finished shards are neither labeled nor counted again.
     """
     storage = Storage(parse_options(storage_option or []))
-    options = Options(storage, actors, cpus_per_actor, batch_size, shard_images, count_failed, verbose)
-    with clean_stop(output or run or "it"):
+    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
+    with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
+        options = Options(storage, resources, session, batch_size, shard_images, count_failed)
         if compare_runs is not None:
             _, page = compare(*matching(*compare_runs, storage), storage)
             print(page)
@@ -125,10 +142,10 @@ def evaluate_live(
         pending = job.run.pending_shards(job.manifest)
         late = evaluation.uncounted_shards()
         if pending or late:
-            with ray_session(options.verbose) as nodes:
-                for _ in count_stored(evaluation, late):
-                    pass
-                _label_and_count(job, evaluation, pending, nodes)
+            options.session.connect()
+            for _ in count_stored(evaluation, late):
+                pass
+            _label_and_count(job, evaluation, pending, options.session)
         setting = Setting(
             protocol=config.protocol,
             decided_by=config.protocol,
@@ -141,18 +158,13 @@ def evaluate_live(
         return _finish(evaluation, setting)
 
 
-def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], nodes: list[dict[str, float]]) -> None:
-    from cliper.pipeline.flow import label_corpus
-    from cliper.pipeline.label.pool import plan_pool
-
+def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], session: RaySession) -> None:
     if not shards:
         return
     total = job.manifest.images
-    with RunProgress(total, total - job.manifest.images_in(shards)) as progress:
-        pool = plan_pool(job.config.resources, nodes)
-        arguments = (job.run, job.manifest, shards, job.kind.make, job.config, job.classes, pool, job.model)
-        for summary in label_corpus(*arguments, then=evaluation.counter().stage):
-            progress.add(check_summary(summary))
+    progress = RunProgress(total, total - job.manifest.images_in(shards))
+    tasks = [Task(shard) for shard in shards]
+    run_tasks(job, tasks, session, progress, evaluation.counter().stage, check_summary)
 
 
 def evaluate_stored(
@@ -170,9 +182,9 @@ def evaluate_stored(
     evaluation = open_evaluation(run, prepared, options.count_failed)
     shards = evaluation.uncounted_shards()
     if shards:
-        with ray_session(options.verbose):
-            for _ in count_stored(evaluation, shards):
-                pass
+        options.session.connect()
+        for _ in count_stored(evaluation, shards):
+            pass
     return _finish(evaluation, _stored_setting(run, config, variant, protocol))
 
 
@@ -243,7 +255,6 @@ def run_sweep(
 ) -> str:
     """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
     from cliper.pipeline.evaluate.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
-    from cliper.pipeline.label.pool import plan_pool
 
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
@@ -251,9 +262,8 @@ def run_sweep(
         grid = make_grid(job.config.model, values)
         evaluation = open_evaluation(job.run, prepared, options.count_failed)
         folder = open_sweep(evaluation, grid)
-        nodes = held.enter_context(ray_session(options.verbose))
-        pool = plan_pool(job.config.resources, nodes)
-        for _ in sweep_shards(evaluation, folder, job.manifest, job.config, job.classes, grid, pool):
+        pool = options.session.pool(job.config.resources)
+        for _ in sweep_shards(evaluation, folder, job, grid, pool):
             pass
     rows = sweep_results(options.storage, folder, prepared, grid, config.protocol)
     return f"{sweep_table(rows)}\n{len(rows)} variants in {folder}"
@@ -289,8 +299,9 @@ def _open_job(
     if options.shard_images is not None:
         shard = settings.shard.model_copy(update={"images": options.shard_images})
         settings = settings.model_copy(update={"shard": shard})
-    settings = with_overrides(settings, options.actors, options.cpus_per_actor, options.batch_size)
-    return open_job(prepared.index_uri, output, settings, load_classes(config.classes), options.storage, held)
+    settings = with_overrides(settings, options.resources, options.batch_size)
+    classes, gpu = load_classes(config.classes), options.session.wants_gpu
+    return open_job(prepared.index_uri, output, settings, classes, options.storage, held, gpu)
 
 
 def _published(config: BenchmarkConfig, variant: str) -> float | None:

@@ -1,6 +1,5 @@
 """`cliper export`: the masks of a run in the formats that trainers and labeling tools read."""
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from cliper.jobs.common import parse_options
 from cliper.model.errors import ConfigError
+from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.folder import class_names, read_run
 from cliper.pipeline.storage.backend import Storage
 
@@ -63,7 +63,7 @@ def export(
     plan = Plan(to, opened.uri, opened.fingerprint, class_names(opened.identity), keep, images, share)
     version = parse_version(corrections)
     try:
-        done = write_export(opened, plan, output, workers or os.cpu_count() or 1, version, _report)
+        done = write_export(opened, plan, output, workers or cpus(), version, _report)
     except KeyboardInterrupt:
         print(f"stopped; the same command continues {output}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -5,9 +5,22 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import execute, parse_options, with_overrides, with_preset
+from cliper.jobs.common import (
+    AcceleratorType,
+    Actors,
+    ActorsPerGpu,
+    CpusPerActor,
+    Device,
+    Resources,
+    WaitForResources,
+    execute,
+    parse_duration,
+    parse_options,
+    with_overrides,
+    with_preset,
+)
 from cliper.jobs.progress import FailureLimit
-from cliper.jobs.session import clean_stop
+from cliper.jobs.session import clean_stop, ray_session
 from cliper.pipeline.config import load_classes, load_config
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import free_folder
@@ -26,8 +39,12 @@ def label(
     preset: Annotated[
         str, Opt(help="exact, fast (bfloat16, one attention map for all layers) or clip-only")
     ] = "exact",
-    actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
-    cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
+    device: Device = None,
+    actors: Actors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    cpus_per_actor: CpusPerActor = None,
+    accelerator_type: AcceleratorType = None,
+    wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
@@ -47,11 +64,13 @@ def label(
     Run the same command again to continue an interrupted run: finished shards are not computed again. One command
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
-    settings = with_overrides(with_preset(load_config(config), preset), actors, cpus_per_actor, batch_size)
+    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
+    settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
+    wait = parse_duration(wait_for_resources)
     storage = Storage(parse_options(storage_option or []))
     if new_run:
         output = free_folder(output, storage)
-    with clean_stop(output), ExitStack() as held:
-        job = open_job(input, output, settings, load_classes(classes), storage, held)
-        execute(job, verbose, limit)
+    with clean_stop(output), ray_session(verbose, wait) as session, ExitStack() as held:
+        job = open_job(input, output, settings, load_classes(classes), storage, held, session.wants_gpu)
+        execute(job, session, limit)

@@ -2,10 +2,12 @@
 
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,52 +15,126 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cliper.model.errors import ConfigError
 from cliper.pipeline.errors import TooManyFailuresError
 
+if TYPE_CHECKING:
+    from cliper.pipeline.label.watch import Seen
+
 LINE_SECONDS = 5.0
+POLL_SECONDS = 1.0  # between two looks at what the actors noted
+RATE_SECONDS = 60.0
 JUDGED_AFTER = 100  # images: a share of fewer says little
 
 
 class RunProgress:
-    """Counts images as shards are committed, and shows them on stderr."""
+    """Counts images as shards are committed and, in between, as the actors note them; shows both on stderr."""
 
     def __init__(self, total: int, done: int) -> None:
         """`total` images of the run, of which `done` were finished before."""
         self.total, self.before, self.images = total, done, 0
         self.failures: Counter[str] = Counter()
         self.started = time.monotonic()
-        self._last_line = self.started
+        self.actors = 0  # with their model loaded
+        self._committed: set[int] = set()
+        self._at_work: dict[int, tuple[int, int]] = {}  # shard: images through the model, of which failed
+        self._history = deque([(self.started, 0)])  # (time, images) of the last minute
+        self._last_line, self._first_image = 0.0, False
+        self._bar: Progress | None = None
+
+    @contextmanager
+    def watching(self, board: str) -> Iterator[None]:
+        """Show the bar, or lines, for the length of the block; reads what the actors note on `board`."""
+        stop = Event()
         self._bar = _bar() if sys.stderr.isatty() else None
+        with self._bar or nullcontext():
+            if self._bar is not None:
+                self._task = self._bar.add_task("starting", total=self.total, completed=self.before, note="")
+            watcher = Thread(target=self._watch, args=(board, stop), daemon=True)
+            watcher.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                watcher.join(timeout=5)
 
-    def __enter__(self) -> "RunProgress":
-        if self._bar is not None:
-            self._bar.start()
-            self._task = self._bar.add_task("labeling", total=self.total, completed=self.before, note="")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def add(self, summary: dict[str, Any]) -> None:
-        """Count one committed shard (the summary of sink.write_shard)."""
+    def add(self, summary: Mapping[str, Any]) -> None:
+        """Count one committed shard (the summary of write_shard)."""
         self.images += summary["images"]
         self.failures.update(summary["failures"])
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.before + self.images, note=self._note())
-        elif time.monotonic() - self._last_line >= LINE_SECONDS:
-            self._last_line = time.monotonic()
-            print(f"{self.before + self.images}/{self.total} images, {self._note()}", file=sys.stderr, flush=True)
+        self._committed.add(summary["shard"])
+        self._show()
+
+    def see(self, seen: "Seen") -> None:
+        """Take over what the actors noted."""
+        if len(seen.devices) > self.actors:
+            self.actors = len(seen.devices)
+            device, seconds = seen.devices[-1], seen.model_seconds[-1]
+            ready = f"{self.actors} actor{'s' * (self.actors != 1)} ready"
+            self._line(f"{ready}: model loaded in {seconds:.1f} s on {device}")
+        self._at_work = {shard: count for shard, count in seen.shards.items() if shard not in self._committed}
+        if not self._first_image and self.labeled:
+            self._first_image = True
+            self._line(f"first images labeled after {self.seconds:.1f} s")
+        self._show()
+
+    @property
+    def labeled(self) -> int:
+        """Images of this command that have been through the model."""
+        waiting = sum(done for shard, (done, _) in self._at_work.items() if shard not in self._committed)
+        return min(self.images + waiting, self.total - self.before)
 
     @property
     def seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self.started
 
+    @property
+    def rate(self) -> float:
+        """Images per second over the last minute."""
+        now = time.monotonic()
+        while len(self._history) > 1 and now - self._history[0][0] > RATE_SECONDS:
+            self._history.popleft()
+        since, images = self._history[0]
+        return (self.labeled - images) / max(now - since, 1e-9)
+
+    def _watch(self, board: str, stop: Event) -> None:
+        from cliper.pipeline.label.watch import clear_board, read_board
+
+        while not stop.wait(POLL_SECONDS):
+            self.see(read_board(board))
+        clear_board(board)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self._history[-1][0] >= POLL_SECONDS:
+            self._history.append((now, self.labeled))
+        if self._bar is not None:
+            phase = "labeling" if self.labeled else "loading the model"
+            done = self.before + self.labeled
+            self._bar.update(self._task, description=phase, completed=done, note=self._note())
+        elif self.labeled and now - self._last_line >= LINE_SECONDS:
+            self._line(f"{self.before + self.labeled}/{self.total} images, {self._note()}")
+
+    def _line(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def _note(self) -> str:
-        rate = self.images / max(self.seconds, 1e-9)
-        left = (self.total - self.before - self.images) / max(rate, 1e-9)
-        return f"{rate:.1f} images/s, {sum(self.failures.values())} failed, {left:.0f} s left"
+        failed = sum(self.failures.values()) + sum(
+            bad for shard, (_, bad) in self._at_work.items() if shard not in self._committed
+        )
+        left = (self.total - self.before - self.labeled) / max(self.rate, 1e-9)
+        return f"{self.rate:.1f} images/s, {failed} failed, {_clock(self.seconds)} elapsed" + (
+            f", {_clock(left)} left" if self.labeled and self.rate else ""
+        )
+
+
+def _clock(seconds: float) -> str:
+    """E.g. 0:42, 1:05:00."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 @dataclass(frozen=True)

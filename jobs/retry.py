@@ -6,14 +6,27 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options, with_overrides
+from cliper.jobs.common import (
+    AcceleratorType,
+    Actors,
+    ActorsPerGpu,
+    CpusPerActor,
+    Device,
+    Resources,
+    WaitForResources,
+    parse_duration,
+    parse_options,
+    run_tasks,
+    with_overrides,
+)
 from cliper.jobs.progress import RunProgress
-from cliper.jobs.session import clean_stop, ray_session
+from cliper.jobs.session import RaySession, clean_stop, ray_session
 from cliper.pipeline.config import pick
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.failed import Failed, find_failed, forget_counts, require_same, stored_settings
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.lease import hold
@@ -31,8 +44,12 @@ def retry(
             help="Only rows that failed this way (missing, corrupt, poison, ...); repeat for more", metavar="TYPE"
         ),
     ] = None,
-    actors: Annotated[int | None, Opt(min=1, help="Segmenting actors; default: one per GPU")] = None,
-    cpus_per_actor: Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")] = None,
+    device: Device = None,
+    actors: Actors = None,
+    actors_per_gpu: ActorsPerGpu = None,
+    cpus_per_actor: CpusPerActor = None,
+    accelerator_type: AcceleratorType = None,
+    wait_for_resources: WaitForResources = "0",
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
     ] = None,
@@ -44,40 +61,38 @@ def retry(
     attempt. After an interruption, run the same command again. What evaluations counted in the changed shards is
     removed; the next 'cliper evaluate' counts them anew.
     """
-    with clean_stop(run):
+    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
+    wait = parse_duration(wait_for_resources)
+    with clean_stop(run), ray_session(verbose, wait) as session:
         opened = read_run(run, Storage(parse_options(storage_option or [])))
         with hold(opened.uri, opened.storage):
-            job = open_stored(opened, actors, cpus_per_actor)
+            job = open_stored(opened, resources)
             failed = find_failed(opened, job.manifest, error_type or [])
             if failed:
-                print_outcome(failed, retry_failed(job, failed, verbose))
+                print_outcome(failed, retry_failed(job, failed, session))
             else:
                 print(f"nothing to retry: {_causes(read_status(opened).failures or {})}")
 
 
-def open_stored(run: Run, actors: int | None, cpus_per_actor: float | None) -> Job:
+def open_stored(run: Run, resources: Resources) -> Job:
     """The job a run was made by, from run.json. Raises RunError if it would now write something else."""
     manifest = read_manifest(run.storage, run.uri)
     if manifest is None:
         raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
     settings, classes = stored_settings(run)
-    config = with_overrides(settings, actors, cpus_per_actor, None)
+    config = with_overrides(settings, resources)
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
     require_same(run, config, classes, kind.identity(config))
     return Job(run, manifest, config, classes, kind, kind.describe(config))
 
 
-def retry_failed(job: Job, failed: dict[int, Failed], verbose: bool) -> RunProgress:
+def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> RunProgress:
     """Label the failed images on Ray; returns how many were tried, and what failed again."""
-    from cliper.pipeline.flow import label_corpus
-    from cliper.pipeline.label.pool import plan_pool
-
     forget_counts(job.run, failed)
-    with RunProgress(sum(len(f.image_ids) for f in failed.values()), 0) as progress, ray_session(verbose) as nodes:
-        pool = plan_pool(job.config.resources, nodes)
-        arguments = (job.run, job.manifest, list(failed), job.kind.make, job.config, job.classes, pool, job.model)
-        for summary in label_corpus(*arguments, again=failed):
-            progress.add(summary | {"images": len(failed[summary["shard"]].image_ids)})
+    progress = RunProgress(sum(len(f.image_ids) for f in failed.values()), 0)
+    tasks = [Task(shard, again) for shard, again in failed.items()]
+    counted = lambda summary: summary | {"images": len(failed[summary["shard"]].image_ids)}  # noqa: E731
+    run_tasks(job, tasks, session, progress, counted=counted)
     return progress
 
 

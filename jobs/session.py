@@ -1,18 +1,35 @@
-"""A Ray to run on: the cluster we are told of, else one of our own for the length of the command; and its end."""
+"""Connect to the configured Ray cluster, or start a local one for the length of the command."""
 
 import contextlib
 import logging
 import os
+import secrets
 import signal
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import typer
 
+from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import ResourceError
+
+if TYPE_CHECKING:
+    from cliper.pipeline.label.pool import Node, Pool
+
+CONNECT_SECONDS = 60.0  # until an address that does not answer is given up
+SAY_EVERY = 10.0  # seconds between two lines while it does not
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # a port that is no Ray's: 40 s instead of 13 minutes
+}
 
 INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
 
@@ -38,34 +55,174 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
+class RaySession:
+    """A Ray to run on, connected when it is first needed: RAY_ADDRESS, else one started here."""
+
+    def __init__(self, verbose: bool, wait: float, held: ExitStack) -> None:
+        """Ray's own messages show if `verbose`; `wait` seconds for resources that are not free yet."""
+        self.verbose, self.wait, self._held = verbose, wait, held
+        self._connected = False
+
+    def connect(self) -> None:
+        """Connect, once. Raises ResourceError with Ray's own reason if that fails."""
+        if not self._connected:
+            self._held.enter_context(_connected(self.verbose))
+            self._connected = True
+
+    def nodes(self) -> "list[Node]":
+        """The nodes of the cluster, and what is free on them."""
+        from cliper.pipeline.label.cluster import cluster_nodes
+
+        self.connect()
+        return cluster_nodes()
+
+    def wants_gpu(self, wanted: ResourceConfig) -> bool:
+        """Whether a run's actors go on GPUs; connects only where the settings leave that open."""
+        from cliper.pipeline.label.pool import wants_gpu
+
+        return wants_gpu(wanted, self.nodes() if wanted.device == "auto" else [])
+
+    def pool(self, wanted: ResourceConfig) -> "Pool":
+        """Plan the pool, wait for it if asked to, and print it. Raises ResourceError."""
+        from cliper.pipeline.label.cluster import wait_for_pool
+        from cliper.pipeline.label.pool import describe_pool
+
+        self.connect()
+        pool = wait_for_pool(wanted, self.wait, say)
+        nodes = self.nodes()
+        say(f"starting {describe_pool(pool, nodes)}")
+        if wanted.device == "auto" and not pool.gpus_per_actor:
+            say("the cluster has no GPUs: the actors compute on CPUs")
+        return pool
+
+
 @contextmanager
-def ray_session(verbose: bool) -> Iterator[list[dict[str, float]]]:
-    """Connect to RAY_ADDRESS (set inside `ray job submit`), or start a local Ray and stop it afterwards.
+def ray_session(verbose: bool, wait: float = 0.0) -> Iterator[RaySession]:
+    """A RaySession; what it connected or started is closed at the end."""
+    with ExitStack() as held:
+        yield RaySession(verbose, wait, held)
 
-    Yields the resources of each node, e.g. [{"CPU": 8.0, "GPU": 1.0}]. Ray's own messages show if `verbose`.
-    Raises ResourceError if there is no Ray to be had.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's future default; silences its warning
-    with contextlib.nullcontext() if verbose else _quiet():
-        import ray
 
-        address = os.environ.get("RAY_ADDRESS")
-        local = {} if address else {"include_dashboard": False}
-        level = logging.INFO if verbose else logging.ERROR
-        handler = signal.getsignal(signal.SIGTERM)
+def say(text: str) -> None:
+    """One line on stderr, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _connected(verbose: bool) -> Iterator[None]:
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with ExitStack() as held:
+        address = os.environ.get("RAY_ADDRESS", "")
+        say(f"connecting to Ray at {address} (RAY_ADDRESS)" if address else "starting Ray on this machine")
+        if not address:
+            held.enter_context(_private_token())
+        elif address != "auto":
+            _check_address(address)
+            _await_port(address, CONNECT_SECONDS)
+        held.enter_context(contextlib.nullcontext() if verbose else _quiet())
+        _init(address, verbose)
         try:
-            ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
-        except Exception as error:  # Ray has no type of its own for it
-            where = f"reached at RAY_ADDRESS={address}" if address else "started here"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ResourceError(f"Ray could not be {where}: {reason}") from error
-        signal.signal(signal.SIGTERM, handler)  # Ray put its own in place, which ends the process at once
-        logging.getLogger("ray.data").setLevel(level)
-        try:
-            yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            yield
         finally:
+            import ray
+
             ray.shutdown()
+
+
+def _init(address: str, verbose: bool) -> None:
+    import ray
+
+    local = {} if address else {"include_dashboard": False}
+    level = logging.INFO if verbose else logging.ERROR
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
+    except Exception as error:  # Ray has no type of its own for it
+        raise ResourceError(explain_ray(error, address)) from error
+    signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
+    logging.getLogger("ray.data").setLevel(level)
+
+
+def explain_ray(error: Exception, address: str) -> str:
+    """Why Ray cannot be reached or started: all of its reason on one line, and what to do about it."""
+    text = " ".join(" ".join((str(error) or type(error).__name__).split()).split(" To fix this, either:")[:1])
+    remedy = next((advice for sign, advice in _REMEDIES if sign.lower() in text.lower()), "")
+    where = f"reached at RAY_ADDRESS={address}" if address else "started here"
+    return f"Ray cannot be {where}: {text[:1500]}{f'; {remedy}' if remedy else ''}"
+
+
+# Part of Ray's text: what helps. The first that occurs is taken.
+_REMEDIES = (
+    ("version mismatch", "install the cluster's Ray and Python here, or submit the command as a job"),
+    ("token", "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token and RAY_AUTH_MODE=token"),
+    ("no space left", "free the disk, or set RAY_TMPDIR to a folder with room"),
+    ("read-only file system", "set RAY_TMPDIR to a folder that can be written"),
+    ("permission denied", "set RAY_TMPDIR to a folder that this user can write"),
+    (
+        "address already in use",
+        "another Ray or program has the port; stop it (ray stop), or set RAY_ADDRESS",
+    ),
+    ("af_unix path", "set RAY_TMPDIR to a folder with a shorter name"),
+    ("failed to connect to gcs", "check the host and the port: a head's default is 6379, and 8265 is for jobs"),
+    ("timed out", "the machine may be overloaded; run the command again, or with --verbose to see Ray's messages"),
+    ("failed to start", "run with --verbose to see Ray's messages; its logs are in /tmp/ray/session_latest/logs"),
+)
+
+
+def _check_address(address: str) -> None:
+    """Refuse addresses that are not a cluster's own. Raises ResourceError."""
+    scheme, _, rest = address.rpartition("://")
+    if scheme in ("http", "https"):
+        raise ResourceError(
+            f"RAY_ADDRESS={address} is for jobs. Submit the command (ray job submit --address {address} "
+            f"-- cliper ...), or connect to the cluster itself: RAY_ADDRESS={rest.partition(':')[0]}:6379"
+        )
+    if scheme:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: {scheme}:// is not supported; use HOST:PORT of the head (default port 6379)"
+        )
+    if not rest.rpartition(":")[2].isdigit() or ":" not in rest:
+        raise ResourceError(f"RAY_ADDRESS={address}: expected HOST:PORT of the head, e.g. {rest}:6379")
+
+
+def _await_port(address: str, seconds: float) -> None:
+    """Wait until the head's port answers. Raises ResourceError after `seconds`, with the network's reason."""
+    host, _, port = address.rpartition(":")
+    end, said = time.monotonic() + seconds, time.monotonic()
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() >= end:
+                raise ResourceError(
+                    f"no Ray answers at RAY_ADDRESS={address} after {seconds:g} s ({error.strerror or error}); "
+                    "start the cluster (ray start --head), correct RAY_ADDRESS, or unset it to run on this machine"
+                ) from error
+            if time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                say(f"no answer yet from {address}, {end - said:.0f} s left: {error.strerror or error}")
+        time.sleep(0.5)
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """Give a local Ray a token of its own, in the environment only.
+
+    Without this, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it. Settings
+    of the user's own are left alone.
+    """
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    if any(name in os.environ for name in names):
+        yield
+        return
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
 
 
 @contextmanager

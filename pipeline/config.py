@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
@@ -32,11 +32,34 @@ class ShardConfig(Settings):
     megabytes: PositiveInt = 128
 
 
-class ResourceConfig(Settings):
-    """What the actors get; None is sized from the cluster: an actor per GPU, else one per four CPUs."""
+class ActorRange(Settings):
+    """A number of actors that follows the cluster: work starts with `min`, and more are added up to `max`."""
 
-    actors: PositiveInt | None = None
+    min: PositiveInt
+    max: PositiveInt
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ActorRange":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+class ResourceConfig(Settings):
+    """What the actors get; None is sized from what is free on the cluster: `actors_per_gpu` on each GPU, else one
+    actor per four CPUs.
+
+    `device`: auto takes GPUs if the cluster has some. `accelerator_type` (Ray's name: A100, T4, ...), `custom`
+    (amounts of custom resources) and `labels` choose the nodes on which actors run.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    actors: PositiveInt | ActorRange | None = None
+    actors_per_gpu: PositiveInt = 1
     cpus_per_actor: PositiveFloat | None = None
+    accelerator_type: str | None = None
+    custom: dict[str, PositiveFloat] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
     threads: NonNegativeInt = 2  # decode and encode threads beside the model, per actor
     image_seconds: PositiveFloat = 600  # an actor that is this long at each of its images hangs: it is killed
 

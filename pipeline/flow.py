@@ -2,96 +2,145 @@
 
     manifest -> load bytes -> segment (decode | batch | model | encode, one actor per GPU) -> one Parquet per shard
 
-One shard is one Ray block from end to end, so that a file depends on nothing but its shard. Ray Data schedules,
-restarts what dies (run/attempts.py bounds it) and holds back the fast stages; the stages are plain functions
-and one actor class.
+One shard is one row of Ray Data from end to end: a stage is called with one shard and returns one, so that a file
+depends on nothing but its shard. Ray Data schedules, restarts what dies (run/attempts.py bounds it) and holds back
+the fast stages; the stages are plain functions (label/stages.py) and one actor class.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTaskError
 
-from cliper.model.classes import ClassList
 from cliper.model.errors import CliperError
-from cliper.pipeline.config import JobConfig
-from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import ResourceError
-from cliper.pipeline.label.actor import SegmentShard
-from cliper.pipeline.label.pool import IO_CPUS, Pool
-from cliper.pipeline.label.segmenters import SegmenterFactory
-from cliper.pipeline.run.failed import Failed, merge_into_shard, with_tries
-from cliper.pipeline.run.folder import Run
-from cliper.pipeline.run.schema import label_schema
-from cliper.pipeline.run.shards import write_shard
+from cliper.pipeline.label.cluster import cluster_nodes, reserved
+from cliper.pipeline.label.job import Job
+from cliper.pipeline.label.pool import IO_BUNDLE, IO_CPUS, Pool
+from cliper.pipeline.label.stages import Task, load_task, make_actor, write_task
+
+try:
+    from ray.data import TaskPoolStrategy
+except ImportError:  # before Ray 2.55
+    from ray.data._internal.compute import TaskPoolStrategy
+
+Row = dict[str, Any]
+Stage = Callable[[pa.Table], pa.Table]
+
+# An integer batch size is what Ray asks of stages on GPUs; 1 gives every call one shard, however rows are grouped.
+ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 def label_corpus(
-    run: Run,
-    manifest: Manifest,
-    shards: Sequence[int],
-    factory: SegmenterFactory,
-    config: JobConfig,
-    classes: ClassList,
-    pool: Pool,
-    model: str,
-    then: Callable[[pa.Table], pa.Table] | None = None,
-    again: Mapping[int, Failed] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Label `shards` and yield one summary per shard as it is committed (see sink.write_shard), in any order.
+    job: Job, tasks: Sequence[Task], pool: Pool, then: Stage | None = None, board: str | None = None
+) -> Iterator[Row]:
+    """Label shards and yield one summary per shard as it is committed (see write_shard), in any order.
 
-    `model` is the one-line description of the weights that every file carries. `then` is one more stage: it gets
-    and returns the summary of a shard that was just committed (evaluation counts it against the ground truth).
-    `again` names the failed images of each shard that are to be computed again; their rows replace the old ones.
+    `then` is one more stage: it gets and returns the summary of a shard that was just committed (evaluation counts
+    it against the ground truth). On `board` the actors note how far they are (label/watch.py).
     """
-    redo = again is not None
-    items = [{"shard": shard} | ({} if again is None else asdict(again[shard])) for shard in shards]
-    schema = label_schema(classes.names, run.fingerprint, config.mask_codec, model)
+    threads, driver = max(1, int(pool.cpus_per_actor)), uuid4().hex  # `driver` is of this call alone
+    repetition = any(task.again is not None for task in tasks)
+    yield from over_shards(
+        [task.as_row() for task in tasks],
+        load=lambda row: load_task(job, Task.from_row(row)),
+        actor=lambda: make_actor(job, threads, driver, board),
+        write=lambda labeled: write_task(job, labeled, repetition),
+        then=then,
+        pool=pool,
+    )
 
-    def load(block: pa.Table) -> pa.Table:
-        [item] = block.to_pylist()
-        entries = manifest.read_shard(run.storage, run.uri, item["shard"])
-        if redo:
-            entries = [entry for entry in entries if entry.image_id in item["image_ids"]]
-        loaded = load_entries(run.storage, item["shard"], entries, config.input.image_column)
-        return with_tries(loaded, item) if redo else loaded
 
-    def write(block: pa.Table) -> pa.Table:
-        return write_shard(merge_into_shard(run, block) if redo else block, run.storage, run.uri, schema)
+def over_shards(
+    rows: Sequence[Row],
+    load: Callable[[Row], pa.Table],
+    actor: Callable[[], Stage],
+    pool: Pool,
+    write: Stage | None = None,
+    then: Stage | None = None,
+) -> Iterator[Row]:
+    """Send shards, a row each, through load -> actor -> write -> then on Ray Data; yields the rows that come out.
 
-    cpu_threads = max(1, int(pool.cpus_per_actor))
-    driver = uuid4().hex  # of this call alone
+    `actor` makes the stage that an actor keeps. `write`, or the actor if there is no `write`, returns one row.
+    """
 
-    with one_shard_per_block():
-        labeled = (
-            ray.data.from_items(items, override_num_blocks=len(items))
-            .map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
-            .map_batches(
-                SegmentShard,
-                fn_constructor_args=(factory, config, classes, run, cpu_threads, driver),
-                batch_size=None,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                compute=ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2),
-                **pool.actor_options,
-            )
-            .map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS, zero_copy_batch=True)
+    def load_shard(batch: pa.Table) -> pa.Table:
+        return pack(load(batch.to_pylist()[0]))
+
+    def write_shard(batch: pa.Table) -> pa.Table:
+        assert write is not None
+        return write(unpack(batch))
+
+    with ray_data_settings(), reserved([IO_BUNDLE] * pool.io_bundles, IO_CPUS) as room:
+        tasks = {**ONE_SHARD, **room, "compute": TaskPoolStrategy(size=pool.io_tasks)}
+        actors = {**ONE_SHARD, **pool.actor_options, "compute": _actor_pool(pool)}
+        flow = (
+            ray.data.from_items(list(rows), override_num_blocks=len(rows))
+            .map_batches(load_shard, **tasks)
+            .map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
         )
+        if write is not None:
+            flow = flow.map_batches(write_shard, **tasks)
         if then is not None:
-            labeled = labeled.map_batches(then, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS)
-        yield from labeled.iter_rows()
+            flow = flow.map_batches(then, **tasks)
+        yield from flow.iter_rows()
+
+
+def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
+    """Send rows one by one through a stage that computes, on what CPUs are free; yields the rows that come out."""
+    free = sum(int(node.free.get("CPU", 0.0)) for node in cluster_nodes())
+    size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
+    with ray_data_settings(), reserved([each] * size, each) as room:
+        blocks = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+        done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
+        yield from done.iter_rows()
+
+
+class ShardActor:
+    """The actor as Ray Data sees it: one packed shard in; out, the stage's table, packed if a stage follows."""
+
+    def __init__(self, make: Callable[[], Stage], packed: bool) -> None:
+        self.stage, self.packed = make(), packed
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Run the stage on one shard."""
+        done = self.stage(unpack(batch))
+        return pack(done) if self.packed else done
+
+
+def _actor_pool(pool: Pool) -> ActorPoolStrategy:
+    """Two shards per actor: one at work, the next one loaded."""
+    if pool.elastic:
+        return ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=2)
+    return ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2)
+
+
+def pack(table: pa.Table) -> pa.Table:
+    """A shard as one row: column `table` holds the Arrow stream of all its rows. Nothing is copied twice."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data = sink.getvalue()
+    offsets = pa.py_buffer(np.array([0, data.size], dtype=np.int64))
+    return pa.table({"table": pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, data])})
+
+
+def unpack(batch: pa.Table) -> pa.Table:
+    """The rows of a packed shard, without a copy. Raises ValueError for a batch of several shards."""
+    if len(batch) != 1:
+        raise ValueError(f"a batch must be one shard, got {len(batch)}")
+    return pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
 
 
 @contextmanager
-def one_shard_per_block() -> Iterator[None]:
+def ray_data_settings() -> Iterator[None]:
     """Ray Data settings for this flow: blocks are never split, and its own progress bars are off.
 
     An error that a stage raised for the user (a CliperError) arrives as itself instead of as Ray's report of it.

@@ -1,12 +1,37 @@
-"""Work ahead of the consumer, in order, within a bound."""
+"""Work ahead of the consumer, in order, within a bound; and how many CPUs there are to do it with."""
 
+import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cpus(cgroup: Path = _CGROUP) -> int:
+    """CPUs this process may use, at least 1: its affinity, and the quota of its container (cgroup v2 or v1)."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    """CPUs' worth of time the container gets, or None without a limit."""
+    try:
+        limit, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            limit = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return None if limit in ("max", "-1") else int(limit) / int(period)
 
 
 def map_ahead(

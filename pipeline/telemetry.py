@@ -52,12 +52,20 @@ def committed(statuses: Iterable[str], causes: Iterable[str], size: int) -> None
 def watch_device() -> None:
     """Record the GPU memory of this process, if it has a GPU. How busy a GPU is, Ray's own metrics tell."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if torch is None or not torch.cuda.is_initialized():  # asking more would open a context on the GPU
         return
     free, total = torch.cuda.mem_get_info()
     levels = {"allocated": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
     for kind, size in (levels | {"free": free, "total": total}).items():
         record("cliper_device_memory_bytes", size, kind)
+
+
+def device_name() -> str:
+    """What this process computes on: "cpu", or the GPU's name once torch uses it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return "cpu"
+    return str(torch.cuda.get_device_name())
 
 
 def record(name: str, value: float, tag: str = "") -> None:

@@ -139,16 +139,10 @@ def count_stored(evaluation: Evaluation, shards: Sequence[int]) -> Iterator[dict
     """
     if not shards:
         return
-    import ray.data
+    from cliper.pipeline.flow import over_tasks
 
-    from cliper.pipeline.flow import one_shard_per_block
-
-    with one_shard_per_block():
-        blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        stage = evaluation.counter().stage
-        counted = blocks.map_batches(stage, batch_size=None, batch_format="pyarrow", num_cpus=1)
-        for summary in counted.iter_rows():
-            yield check_summary(summary)
+    for summary in over_tasks([{"shard": shard} for shard in shards], evaluation.counter().stage):
+        yield check_summary(summary)
 
 
 def check_summary(summary: dict[str, Any]) -> dict[str, Any]:

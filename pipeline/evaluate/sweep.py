@@ -26,16 +26,15 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
-from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import EvaluationError, ImageError
 from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge, verify
 from cliper.pipeline.evaluate.evaluation import Evaluation, check_summary, counted_shards
 from cliper.pipeline.evaluate.metrics import Protocol, score
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.evaluate.results import percent
-from cliper.pipeline.flow import one_shard_per_block
-from cliper.pipeline.label.pool import IO_CPUS, Pool
+from cliper.pipeline.label.job import Job
+from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.label.stages import Task, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -98,7 +97,8 @@ class SweepShard:
         from cliper.model import CLIPer
 
         torch.set_num_threads(cpu_threads)
-        self.model = CLIPer.load(config.model, classes)
+        device = "cpu" if config.resources.device == "cpu" else "auto"
+        self.model = CLIPer.load(config.model, classes, device=device)
         self.config, self.grid, self.counter = config, grid, counter
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -143,43 +143,23 @@ class SweepShard:
 
 
 def sweep_shards(
-    evaluation: Evaluation,
-    folder: str,
-    manifest: Manifest,
-    config: JobConfig,
-    classes: ClassList,
-    grid: Grid,
-    pool: Pool,
+    evaluation: Evaluation, folder: str, job: Job, grid: Grid, pool: Pool
 ) -> Iterator[dict[str, Any]]:
     """Count what is left of a sweep on Ray Data; yields {shard, counted}. Raises EvaluationError."""
-    import ray.data
-    from ray.data import ActorPoolStrategy
+    from cliper.pipeline.flow import over_shards
 
-    run = evaluation.run
-    done = counted_shards(run.storage, folder)
-    shards = [shard for shard in range(manifest.shards) if shard not in done]
-    if not shards:
+    done = counted_shards(job.run.storage, folder)
+    tasks = [Task(shard) for shard in range(job.manifest.shards) if shard not in done]
+    if not tasks:
         return
-
-    def load(block: pa.Table) -> pa.Table:
-        [shard] = block.column("shard").to_pylist()
-        entries = manifest.read_shard(run.storage, run.uri, shard)
-        return load_entries(run.storage, shard, entries, config.input.image_column)
-
-    arguments = (config, classes, grid, evaluation.counter(folder), max(1, int(pool.cpus_per_actor)))
-    with one_shard_per_block():
-        blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
-        loaded = blocks.map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS)
-        counted = loaded.map_batches(
-            SweepShard,
-            fn_constructor_args=arguments,
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=pool.actors),
-            **pool.actor_options,
-        )
-        for summary in counted.iter_rows():
-            yield check_summary(summary)
+    counter, threads = evaluation.counter(folder), max(1, int(pool.cpus_per_actor))
+    for summary in over_shards(
+        [task.as_row() for task in tasks],
+        load=lambda row: load_task(job, Task.from_row(row)),
+        actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads),
+        pool=pool,
+    ):
+        yield check_summary(summary)
 
 
 def sweep_results(

@@ -3,6 +3,7 @@
 Decoded pixels never leave the process: encoded images come in, encoded masks go out.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_fi
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
 from cliper.pipeline.label.segmenters import SegmenterFactory
+from cliper.pipeline.label.watch import Beat
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, HungWatch
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS
-from cliper.pipeline.telemetry import timed, watch_device
+from cliper.pipeline.telemetry import device_name, timed, watch_device
 
 if TYPE_CHECKING:
     from cliper.model.labels import Segmentation
@@ -55,18 +57,24 @@ class SegmentShard:
         run: Run,
         cpu_threads: int,
         driver: str,
+        beat: Beat | None = None,
     ) -> None:
-        """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU.
+        """Load the model. `cpu_threads` bounds torch's own threads, which matter when the model is on a CPU.
 
-        `driver` tells this command from those that worked on the run before: see Attempts.begin.
+        `driver` tells this command from those that worked on the run before: see Attempts.begin. On `beat` the
+        actor notes how far it is.
         """
         import torch
 
+        began = time.perf_counter()
         torch.set_num_threads(cpu_threads)
+        self.beat = beat
         self.segmenter = CarefulSegmenter(factory(config, classes))
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
+        if beat is not None:
+            beat.loaded(time.perf_counter() - began, device_name())
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Label one shard: as many rows out as in, in the same order."""
@@ -77,12 +85,15 @@ class SegmentShard:
             row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}
             for row in table.to_pylist()
         ]
-        done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows)
+        done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows, shard)
         watch_device()
         return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
 
-    def _label(self, rows: list[Row]) -> list[Row]:
-        """While the model works on one window, the threads decode the next and encode the last."""
+    def _label(self, rows: list[Row], shard: int | None = None) -> list[Row]:
+        """While the model works on one window, the threads decode the next and encode the last.
+
+        With `shard`, the images done so far are noted after each window.
+        """
         most = WINDOW_BATCHES * self.config.model.batch_size
         items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
@@ -93,6 +104,7 @@ class SegmentShard:
                 done += [future.result() for future in encoding]  # at most two windows of label maps in memory
                 encoding = next_encoding
                 watch.progress()
+                self._note(shard, len(done) + len(encoding), done)
             return done + [future.result() for future in encoding]
 
     def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
@@ -108,6 +120,10 @@ class SegmentShard:
             attempts.note(row["image_id"])
             done += self._label([row])
         return done
+
+    def _note(self, shard: int | None, images: int, done: list[Row]) -> None:
+        if self.beat is not None and shard is not None:
+            self.beat.images(shard, images, sum(row["status"] != "ok" for row in done))
 
     def _pixels(self, row: Row) -> int:
         """What decoding the row will hold, as far as its header says; an oversized image is not decoded."""

@@ -14,6 +14,7 @@ from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.segmenters import SegmenterFactory
+from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.schema import label_schema
@@ -87,7 +88,7 @@ def measure(
     loaded = time.perf_counter()
     with TemporaryDirectory() as folder:
         run = Run(folder, Storage(), {})
-        threads = max(1, int(config.resources.cpus_per_actor or pa.cpu_count()))
+        threads = max(1, int(config.resources.cpus_per_actor or cpus()))
         actor = SegmentShard(factory, config, classes, run, threads, "plan")
         actor(table.slice(0, config.model.batch_size))  # libraries warm up on their first batch
         forget_attempts(run.storage, run.uri, 0)  # nothing is committed here: it would pass for a death

@@ -2,18 +2,18 @@
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
 from cliper.model.errors import CliperError
-from cliper.pipeline.config import JobConfig, pick
+from cliper.pipeline.config import JobConfig, ResourceConfig, pick
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries
-from cliper.pipeline.errors import InputError
+from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind
-from cliper.pipeline.run.folder import Run, check_folder, identity_of, open_run
+from cliper.pipeline.run.folder import Run, check_folder, identity_of, open_run, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
 from cliper.pipeline.storage.backend import Storage
@@ -38,15 +38,18 @@ def open_job(
     classes: ClassList,
     storage: Storage,
     held: ExitStack | None = None,
+    wants_gpu: Callable[[ResourceConfig], bool] = lambda wanted: wanted.device == "cuda",
 ) -> Job:
     """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
 
-    With `held`, the run folder's lease is taken before the first write and kept until `held` closes.
+    With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
+    says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
     """
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
     pick("mask_codec", config.mask_codec, MASK_CODECS)
     weights = kind.identity(config)
     entries = _first_listed(storage, input_uri, config)
+    config = settle_dtype(config, output, storage, wants_gpu)
     identity = identity_of(config, classes, input_uri, weights)
     check_folder(output, storage, identity)
     if held is not None:
@@ -54,6 +57,32 @@ def open_job(
     run = open_run(output, storage, identity)
     manifest = read_manifest(storage, output) or _list_corpus(run, entries, config)
     return Job(run, manifest, config, classes, kind, kind.describe(config))
+
+
+def settle_dtype(
+    config: JobConfig, output: str, storage: Storage, wants_gpu: Callable[[ResourceConfig], bool]
+) -> JobConfig:
+    """The config with `model.dtype: auto` replaced by what it stands for, so that the identity names it.
+
+    A run whose identity says auto (of version 0.1) or that is finished keeps what it has: nothing will be computed
+    that could differ.
+    """
+    if config.model.dtype != "auto":
+        return config
+    stored = _stored_dtype(output, storage)
+    dtype = stored or ("float16" if wants_gpu(config.resources) else "float32")
+    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
+
+
+def _stored_dtype(output: str, storage: Storage) -> str | None:
+    try:
+        run = read_run(output, storage)
+        dtype: str = run.identity["model"]["dtype"]
+    except (RunError, KeyError, TypeError):
+        return None
+    manifest = read_manifest(storage, output)
+    finished = manifest is not None and not run.pending_shards(manifest)
+    return dtype if dtype == "auto" or finished else None
 
 
 def _first_listed(storage: Storage, uri: str, config: JobConfig) -> Iterator[Entry]:

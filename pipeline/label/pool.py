@@ -1,7 +1,11 @@
-"""The pool of segmenting actors: how many, how large, and whether the cluster can hold it."""
+"""The pool of segmenting actors: how many, how large, and whether the cluster can hold it. Arithmetic, no Ray.
+
+A run holds its room for as long as it works: one share for the actors, one for the loading and writing tasks. So a
+run that has started can always feed itself, whatever else the cluster does (cluster.py reserves the room).
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cliper.model.allocator import KEEP_FREED_MEMORY
@@ -9,61 +13,241 @@ from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import ResourceError
 
 IO_CPUS = 0.25  # of a loading or a writing task: they wait for storage most of the time
+IO_BUNDLE = 2 * IO_CPUS  # what is reserved at least, and on one node: a task that loads and one that writes
+
+Resources = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster: its resources, those not in use, and its labels. E.g. {"CPU": 8.0, "GPU": 1.0}."""
+
+    total: Resources
+    free: Resources
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def idle(cls, **resources: float) -> "Node":
+        """A node of which nothing is in use."""
+        return cls(resources, resources)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The segmenting actors."""
+    """The segmenting actors: `actors` of them, or up to `max_actors` as the cluster has room.
+
+    `gpus_per_actor` may be a fraction. `io_bundles` are reserved for loading and writing, IO_BUNDLE CPUs each.
+    `resources` and `labels` are what a node must have for an actor to run there.
+    """
 
     actors: int
     cpus_per_actor: float
-    gpus_per_actor: int
+    gpus_per_actor: float
+    max_actors: int = 0  # 0: as many as `actors`
+    io_bundles: int = 1
+    resources: Resources = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of actors follows the cluster."""
+        return self.max_actors > self.actors
+
+    @property
+    def io_tasks(self) -> int:
+        """Loading tasks at a time, and writing tasks: all of them together fit the reserved bundles."""
+        return max(1, round(self.io_bundles * IO_BUNDLE / IO_CPUS) // 2)
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The resources of one actor."""
+        gpus = {"GPU": self.gpus_per_actor} if self.gpus_per_actor else {}
+        return {"CPU": self.cpus_per_actor, **gpus, **self.resources}
 
     @property
     def actor_options(self) -> dict[str, Any]:
-        """What Ray gives an actor; one on the CPU keeps freed memory (cliper_model/allocator.py)."""
+        """The actor's options for Ray; one on the CPU keeps freed memory (cliper_model/allocator.py)."""
+        labels = {"label_selector": dict(self.labels)} if self.labels else {}
         return {
             "num_cpus": self.cpus_per_actor,
             "num_gpus": self.gpus_per_actor or None,
+            "resources": dict(self.resources) or None,
             "runtime_env": {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY},
+            **labels,
         }
 
 
-def plan_pool(wanted: ResourceConfig, nodes: Sequence[Mapping[str, float]]) -> Pool:
-    """Size the actors from the nodes ({"CPU": 8.0, "GPU": 1.0} each): one per GPU, else one per four CPUs.
+def wants_gpu(wanted: ResourceConfig, nodes: Sequence[Node]) -> bool:
+    """Whether actors go on GPUs: as `wanted.device` says, else where the eligible nodes have some.
 
-    Raises ResourceError if they cannot be scheduled beside one loading and one writing task; every actor has to
-    fit on one node.
+    Raises ResourceError if that cannot be told yet, or if there is no GPU although one is asked for.
     """
-    cpus, gpus = sum(node.get("CPU", 0.0) for node in nodes), sum(int(node.get("GPU", 0)) for node in nodes)
-    actors = wanted.actors or gpus or max(1, int(cpus) // 4)
-    if gpus and actors > gpus:
-        raise ResourceError(f"{actors} actors need a GPU each, the cluster has {gpus}; lower --actors")
-    spare = cpus - 2 * IO_CPUS
-    if wanted.cpus_per_actor is not None:
-        choices = [wanted.cpus_per_actor]
-    else:  # as many whole CPUs as fit, but one beside a GPU
-        choices = [1.0] if gpus else [float(n) for n in range(max(1, int(spare / actors)), 0, -1)]
-    for per_actor in choices:
-        if actors * per_actor <= spare and places(nodes, per_actor, 1 if gpus else 0) >= actors:
-            return Pool(actors, per_actor, 1 if gpus else 0)
-    raise ResourceError(
-        f"{actors} actors with {choices[-1]:g} CPUs each and {2 * IO_CPUS:g} for reading and writing do not fit "
-        f"{_describe(nodes)}; lower --actors or --cpus-per-actor, or add nodes"
+    if wanted.device == "cpu":
+        return False
+    chosen = eligible(wanted, nodes)
+    has_gpu = any(node.total.get("GPU", 0) > 0 for node in chosen)
+    if wanted.device == "auto" and not any(node.total.get("CPU", 0) or node.total.get("GPU", 0) for node in nodes):
+        raise ResourceError(
+            "the cluster has no CPUs and no GPUs yet; to start nodes for this run, say what it needs: "
+            "--device cuda or --device cpu, --actors, and --wait-for-resources 10m"
+        )
+    return has_gpu or wanted.device == "cuda"
+
+
+def eligible(wanted: ResourceConfig, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes where actors may run: those with the accelerator type, custom resources and labels asked for."""
+    needs = custom_resources(wanted)
+    return [
+        node
+        for node in nodes
+        if all(node.total.get(name, 0) >= amount for name, amount in needs.items())
+        and all(node.labels.get(key) == value for key, value in wanted.labels.items())
+    ]
+
+
+def custom_resources(wanted: ResourceConfig) -> dict[str, float]:
+    """What an actor asks for besides CPUs and GPUs. Ray marks a node's accelerator as a resource of that name."""
+    marked = {} if wanted.accelerator_type is None else {f"accelerator_type:{wanted.accelerator_type}": 0.001}
+    return {**marked, **wanted.custom}
+
+
+def plan_pool(wanted: ResourceConfig, nodes: Sequence[Node]) -> Pool:
+    """Size the pool from what is free on `nodes`: `actors_per_gpu` on each free GPU, else an actor per four CPUs.
+
+    Every actor fits on one node, and loading and writing on another or the same. Raises ResourceError otherwise.
+    """
+    gpu = wants_gpu(wanted, nodes)
+    chosen = eligible(wanted, nodes)
+    gpus = round(1 / wanted.actors_per_gpu, 4) if gpu else 0.0
+    least, most = _range(wanted, chosen, gpu)
+    for cpus in _cpu_choices(wanted, nodes, gpu, least):
+        pool = Pool(least, cpus, gpus, most, 1, custom_resources(wanted), wanted.labels)
+        if fits(pool, nodes):
+            return Pool(least, cpus, gpus, most, _io_bundles(pool, nodes), pool.resources, pool.labels)
+    raise ResourceError(_refusal(pool, wanted, nodes))
+
+
+def fits(pool: Pool, nodes: Sequence[Node]) -> bool:
+    """Whether the pool's first actors and one bundle for loading and writing can be placed on what is free."""
+    room = [places(node.free, pool.bundle) if _suits(pool, node) else 0 for node in nodes]
+    for node, count in zip(nodes, room, strict=True):
+        if node.free.get("CPU", 0.0) < IO_BUNDLE:
+            continue
+        less = {**node.free, "CPU": node.free["CPU"] - IO_BUNDLE}
+        beside = places(less, pool.bundle) if count else 0
+        if sum(room) - count + beside >= pool.actors:
+            return True
+    return False
+
+
+def places(free: Resources, bundle: Resources) -> int:
+    """How often `bundle` fits in `free`."""
+    return min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in bundle.items())
+
+
+def describe_pool(pool: Pool, nodes: Sequence[Node]) -> str:
+    """E.g. "2 actors, each 1 GPU and 4 CPUs, on 2 of 3 nodes; 3 CPUs left for reading and writing"."""
+    each = f"{pool.cpus_per_actor:g} CPU{'s' * (pool.cpus_per_actor != 1)}"
+    if pool.gpus_per_actor:
+        each = f"{pool.gpus_per_actor:g} GPU and {each}"
+    used = sum(places(node.free, pool.bundle) > 0 for node in nodes if _suits(pool, node))
+    count = f"{pool.actors} to {pool.max_actors} actors" if pool.elastic else _count(pool.actors, "actor")
+    left = sum(node.free.get("CPU", 0.0) for node in nodes) - pool.actors * pool.cpus_per_actor
+    return (
+        f"{count}, each {each}, on {min(used, pool.actors)} of {_count(len(nodes), 'node')}; "
+        f"{left:g} CPUs left for reading and writing"
     )
 
 
-def places(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: int) -> int:
-    """How many actors fit, each on one node."""
-    by_cpu = [int(node.get("CPU", 0.0) / cpus + 1e-9) for node in nodes]
-    by_gpu = [
-        int(node.get("GPU", 0.0)) // gpus if gpus else count for node, count in zip(nodes, by_cpu, strict=True)
-    ]
-    return sum(map(min, by_cpu, by_gpu))
+def _range(wanted: ResourceConfig, chosen: Sequence[Node], gpu: bool) -> tuple[int, int]:
+    """The least and the most actors."""
+    if wanted.actors is None:
+        free = sum(int(node.free.get("GPU", 0)) for node in chosen) * wanted.actors_per_gpu
+        cpus = sum(node.free.get("CPU", 0.0) for node in chosen)
+        actors = max(1, free if gpu else int(cpus) // 4)
+        return actors, actors
+    if isinstance(wanted.actors, int):
+        return wanted.actors, wanted.actors
+    return wanted.actors.min, wanted.actors.max
 
 
-def _describe(nodes: Sequence[Mapping[str, float]]) -> str:
-    cpus = [node.get("CPU", 0.0) for node in nodes]
-    if len(cpus) == 1:
-        return f"{cpus[0]:g} CPUs"
-    return f"{len(cpus)} nodes with {', '.join(f'{count:g}' for count in cpus[:8])}{' ...' * (len(cpus) > 8)} CPUs"
+def _cpu_choices(wanted: ResourceConfig, nodes: Sequence[Node], gpu: bool, actors: int) -> list[float]:
+    """CPUs per actor to try, the best first: as many whole ones as fit, but one beside a GPU."""
+    if wanted.cpus_per_actor is not None:
+        return [wanted.cpus_per_actor]
+    if gpu:
+        return [1.0, 0.5]
+    spare = sum(node.free.get("CPU", 0.0) for node in eligible(wanted, nodes)) - IO_BUNDLE
+    return [*(float(n) for n in range(max(1, int(spare / actors)), 0, -1)), 0.5]
+
+
+def _io_bundles(pool: Pool, nodes: Sequence[Node]) -> int:
+    """Bundles for loading and writing: one per possible actor, as far as the first actors leave room."""
+    left, bundles = pool.actors, 0
+    for node in nodes:
+        here = min(left, places(node.free, pool.bundle)) if _suits(pool, node) else 0
+        left -= here
+        bundles += int((node.free.get("CPU", 0.0) - here * pool.cpus_per_actor) / IO_BUNDLE + 1e-6)
+    return max(1, min(bundles, max(pool.actors, pool.max_actors)))
+
+
+def _suits(pool: Pool, node: Node) -> bool:
+    return all(node.labels.get(key) == value for key, value in pool.labels.items())
+
+
+def _refusal(pool: Pool, wanted: ResourceConfig, nodes: Sequence[Node]) -> str:
+    """Why the pool does not fit, and what to do."""
+    each = ", ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items() if ":" not in name)
+    needs = f"{_count(pool.actors, 'actor')} with {each} each, and {IO_BUNDLE:g} CPU for reading and writing"
+    if fits(pool, [Node(node.total, node.total, node.labels) for node in nodes]):
+        return (
+            f"{needs} fit this cluster, but not beside what runs on it now: free are {describe_free(nodes)}. "
+            "Wait for it with --wait-for-resources 10m, or lower --actors or --cpus-per-actor"
+        )
+    if (wanted.accelerator_type or wanted.custom or wanted.labels) and not eligible(wanted, nodes):
+        return f"no node has {_describe_needs(wanted)}; the nodes have {_describe_marks(nodes)}"
+    if pool.gpus_per_actor and not any(node.total.get("GPU", 0) for node in nodes):
+        return f"no node has a GPU; the nodes have {describe_nodes(nodes)}; use --device cpu, or add GPU nodes"
+    return (
+        f"{needs} do not fit {describe_nodes(nodes)}; lower --actors or --cpus-per-actor, or add nodes "
+        "(--wait-for-resources 10m waits for them)"
+    )
+
+
+def describe_nodes(nodes: Sequence[Node]) -> str:
+    """E.g. "2 nodes with 8 CPUs, 1 GPU; 4 CPUs"."""
+    return _listed(nodes, [node.total for node in nodes])
+
+
+def describe_free(nodes: Sequence[Node]) -> str:
+    """The same of what is free."""
+    return _listed(nodes, [node.free for node in nodes])
+
+
+def _listed(nodes: Sequence[Node], amounts: Sequence[Resources]) -> str:
+    texts = []
+    for resources in amounts[:8]:
+        gpus = resources.get("GPU", 0)
+        texts.append(
+            f"{resources.get('CPU', 0.0):g} CPUs" + (f", {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else "")
+        )
+    more = f"; and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+    return (f"{len(nodes)} nodes with " if len(nodes) > 1 else "") + "; ".join(texts) + more
+
+
+def _describe_needs(wanted: ResourceConfig) -> str:
+    accelerator = [] if wanted.accelerator_type is None else [f"accelerator type '{wanted.accelerator_type}'"]
+    custom = [f"{amount:g} of resource '{name}'" for name, amount in wanted.custom.items()]
+    return " and ".join([*accelerator, *custom, *(f"label {key}={value}" for key, value in wanted.labels.items())])
+
+
+def _describe_marks(nodes: Sequence[Node]) -> str:
+    """The accelerator types, custom resources and labels there are."""
+    own = ("CPU", "GPU", "memory", "object_store_memory")
+    names = {name for node in nodes for name in node.total if name not in own and not name.startswith("node:")}
+    labels = {f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/node-id")}
+    return ", ".join(sorted(name.removeprefix("accelerator_type:") for name in names) + sorted(labels)) or "none"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

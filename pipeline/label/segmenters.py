@@ -30,13 +30,14 @@ class SegmenterKind:
 
 
 class CLIPerSegmenter:
-    """CLIPer on this process's GPU, or the CPU."""
+    """CLIPer on this process's GPU, unless there is none or the job asks for CPUs."""
 
     def __init__(self, config: JobConfig, classes: ClassList) -> None:
         from cliper.model import CLIPer
 
         self.config, self.classes = config, classes
-        self.model = CLIPer.load(config.model, classes)
+        device = "cpu" if config.resources.device == "cpu" else "auto"
+        self.model = CLIPer.load(config.model, classes, device=device)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""

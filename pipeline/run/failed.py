@@ -9,7 +9,6 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,9 +84,9 @@ def _failed_in(run: Run, shard: int, error_types: Collection[str]) -> Failed:
     return Failed([row["image_id"] for row in chosen], [row["attempts"] for row in chosen])
 
 
-def with_tries(loaded: pa.Table, item: Mapping[str, Any]) -> pa.Table:
-    """Add column `tried` to loaded images: how often each was tried before. `item` is a Failed as a mapping."""
-    tried = dict(zip(item["image_ids"], item["tried"], strict=True))
+def with_tries(loaded: pa.Table, failed: Failed) -> pa.Table:
+    """Add column `tried` to loaded images: how often each was tried before."""
+    tried = dict(zip(failed.image_ids, failed.tried, strict=True))
     counts = [tried[image_id] for image_id in loaded.column("image_id").to_pylist()]
     return loaded.append_column("tried", pa.array(counts, pa.int32()))
 

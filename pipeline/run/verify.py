@@ -8,7 +8,6 @@ and the pixel counts of its row; and if every row that has no mask says why. As 
 
 import json
 import math
-import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, read_manifest, refuse_collisions
 from cliper.pipeline.errors import InputError, RunError, StorageError
-from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.parallel import cpus, map_ahead
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.leftovers import Orphan, orphan_files, orphan_uploads
@@ -103,7 +102,7 @@ def verify_run(run: Run, processes: int | None = None) -> Report:
         raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
     report = Report(manifest.shards, manifest.images)
     done = run.done_shards()
-    wanted = processes or os.cpu_count() or 1
+    wanted = processes or cpus()
     with _executor(min(wanted, math.ceil(len(done) / SHARDS_PER_PROCESS))) as pool:
         for check in map_ahead(pool, check_shard, _jobs(run, manifest, done, report), ahead=2 * wanted):
             report.merge(check)

@@ -21,21 +21,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from cliper.model.labels import Segmentation
-from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
-from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import Manifest, write_manifest
-from cliper.pipeline.corpus.sources import list_entries
+from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.dataset import Example, MaskDataset, Share, split
 from cliper.pipeline.errors import FilterError, InputError, RunError
-from cliper.pipeline.label.actor import SegmentShard
-from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.rows import RowFilter
-from cliper.pipeline.run.schema import label_schema
-from cliper.pipeline.run.shards import write_shard
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import PHOTOS, S3Server
-from tests.support.fakes import CLASSES, Brightness, brightness_labels, write_corpus
+from tests.support.fakes import Brightness, brightness_labels, write_corpus
+from tests.support.jobs import fake_job, label_here
 
 LOCAL = Storage()
 
@@ -60,17 +55,9 @@ def make_run(
     corpus: str, output: str, storage: Storage = LOCAL, segmenter: Any = Brightness, **settings: Any
 ) -> tuple[Run, Manifest]:
     """A run made by the actor's own code without Ray, so that loaders and ranks may fork."""
-    config = JobConfig.model_validate({"shard": {"images": 5}} | settings)
-    run = open_run(output, storage, identity_of(config, CLASSES, corpus, {}))
-    manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
-    actor = SegmentShard(segmenter, config, CLASSES, run, 1, "me")
-    schema = label_schema(CLASSES.names, run.fingerprint, config.mask_codec, "fake")
-    for shard in range(manifest.shards):
-        entries = manifest.read_shard(storage, output, shard)
-        write_shard(
-            actor(load_entries(storage, shard, entries, config.input.image_column)), storage, output, schema
-        )
-    return run, manifest
+    job = fake_job(corpus, output, storage, segmenter, **({"shard": {"images": 5}} | settings))
+    label_here(job)
+    return job.run, job.manifest
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import ROOT
 from tests.support import benchmark_trees as trees
+from tests.support.jobs import tasks_of
 from tools.scenes import CLASSES, SEEDS, make_scene
 
 SCENES = 12
@@ -189,12 +190,7 @@ def live(scenes, model, uri: Path, actors: int, shard_images: int):
     classes = load_classes(str(Path(scenes.uri).parent / "classes.txt"))
     job = open_job(scenes.index_uri, str(uri), config, classes, Storage())
     evaluation = open_evaluation(job.run, scenes)
-    shards = job.run.pending_shards(job.manifest)
-    pool = Pool(actors, 0.75, 0)
-    stage = evaluation.counter().stage
-    for summary in label_corpus(
-        job.run, job.manifest, shards, job.kind.make, config, classes, pool, "tiny", then=stage
-    ):
+    for summary in label_corpus(job, tasks_of(job), Pool(actors, 0.75, 0), evaluation.counter().stage):
         assert summary["problem"] is None
     return evaluation
 

@@ -24,7 +24,7 @@ from tests.faults.processes import Driver, workers
 from tests.faults.proxy import FlakyProxy
 from tests.support.fakes import BROKEN, CLASSES, jpeg
 
-SEGMENTING, WRITING = r"ray::MapWorker.*SegmentShard", r"ray::MapBatches\(write\)"
+SEGMENTING, WRITING = r"ray::MapWorker.*ShardActor", r"ray::MapBatches\(write_shard\)"
 IMAGES_PER_SHARD = 20
 
 

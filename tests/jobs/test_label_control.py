@@ -24,23 +24,14 @@ from tests.conftest import PHOTOS
 from tests.jobs.test_cli import all_rows, cliper, label_command, started, wait_for_shards
 from tests.support.fakes import CLASSES, Brightness, kind, write_corpus
 from tests.support.faulty_s3 import FaultyS3
+from tests.support.jobs import this_ray
 
 
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Iterator[None]:
     """`execute` on the session's Ray, with a segmenter that is fast and predictable."""
     monkeypatch.setitem(segment.SEGMENTERS, "brightness", kind(Brightness))
-    monkeypatch.setattr("cliper.jobs.common.ray_session", _this_ray)
     yield
-
-
-class _this_ray:  # noqa: N801
-    def __init__(self, verbose: bool) -> None: ...
-
-    def __enter__(self) -> list[dict[str, float]]:
-        return [{"CPU": 4.0}]
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def run(
@@ -55,7 +46,7 @@ def run(
     fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
     config = JobConfig.model_validate(fixed | settings)
     job = open_job(str(corpus), str(output), config, CLASSES, storage)
-    execute(job, False, None if limit is None else FailureLimit.parse(limit))
+    execute(job, this_ray(), None if limit is None else FailureLimit.parse(limit))
 
 
 def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightness: None, tmp_path: Path) -> None:

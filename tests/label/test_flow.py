@@ -11,20 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import decode
-from cliper.pipeline.corpus.manifest import write_manifest
-from cliper.pipeline.corpus.sources import list_entries
-from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.flow import label_corpus
-from cliper.pipeline.label.pool import Pool, plan_pool
+from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import CLIPerSegmenter
-from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import PARITY, S3Server
 from tests.support.fakes import CLASSES, Brightness, Fragile, Keeping, brightness_labels, write_corpus
+from tests.support.jobs import fake_job, tasks_of
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -42,13 +39,11 @@ def label(
     **settings: Any,
 ) -> tuple[Run, list[dict[str, Any]]]:
     """Open a run, label what is left of it (at most `shards`), and return all its rows."""
-    config = JobConfig.model_validate(settings)
-    run = open_run(output, storage, identity_of(config, classes, corpus, {}))
-    manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
-    todo = run.pending_shards(manifest)[:shards]
-    summaries = list(label_corpus(run, manifest, todo, factory, config, classes, pool, "fake"))
-    assert sorted(summary["shard"] for summary in summaries) == todo
-    return run, rows_of(run)
+    job = fake_job(corpus, output, storage, factory, classes, **settings)
+    tasks = tasks_of(job, shards)
+    summaries = list(label_corpus(job, tasks, pool))
+    assert sorted(summary["shard"] for summary in summaries) == [task.shard for task in tasks]
+    return job.run, rows_of(job.run)
 
 
 def rows_of(run: Run) -> list[dict[str, Any]]:
@@ -209,38 +204,3 @@ def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_p
         digests.append(mask_digests(rows))
     assert len(digests[0]) == 3
     assert digests[0] == digests[1]
-
-
-def test_pools_are_sized_from_the_cluster() -> None:
-    automatic = JobConfig().resources
-    assert plan_pool(automatic, [{"CPU": 2}]) == Pool(1, 1, 0)
-    assert plan_pool(automatic, [{"CPU": 16}]) == Pool(4, 3, 0)
-    assert plan_pool(automatic, [{"CPU": 64, "GPU": 8}]) == Pool(8, 1, 1)
-    assert plan_pool(automatic, [{"CPU": 2}] * 3) == Pool(1, 2, 0)  # no node has the five that are left over
-    assert plan_pool(automatic, [{"CPU": 5}] * 4) == Pool(5, 2, 0)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "nodes", "message"),
-    [
-        (
-            {"actors": 5},
-            [{"CPU": 4}],
-            "5 actors with 1 CPUs each and 0.5 for reading and writing do not fit 4 CPUs",
-        ),
-        ({"actors": 3}, [{"CPU": 16, "GPU": 2}], "3 actors need a GPU each, the cluster has 2"),
-        ({"cpus_per_actor": 9}, [{"CPU": 8, "GPU": 1}], "lower --actors or --cpus-per-actor, or add nodes"),
-        (
-            {"cpus_per_actor": 6},
-            [{"CPU": 4}] * 2,
-            "2 actors with 6 CPUs each .* do not fit 2 nodes with 4, 4 CPUs",
-        ),
-        ({"cpus_per_actor": 4}, [{"CPU": 2, "GPU": 1}, {"CPU": 16}], "do not fit 2 nodes with 2, 16 CPUs"),
-        ({}, [{"CPU": 1}], "1 actors with 1 CPUs each and 0.5 for reading and writing do not fit 1 CPUs"),
-    ],
-)
-def test_what_cannot_be_scheduled_is_refused(
-    wanted: dict[str, Any], nodes: list[dict[str, float]], message: str
-) -> None:
-    with pytest.raises(ResourceError, match=message):
-        plan_pool(JobConfig.model_validate({"resources": wanted}).resources, nodes)

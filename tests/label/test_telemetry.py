@@ -14,7 +14,7 @@ import pytest
 
 from cliper.pipeline.telemetry import METRICS, timed
 from tests.conftest import ROOT
-from tests.support.fakes import CLASSES, Fragile, write_corpus
+from tests.support.fakes import Fragile, write_corpus
 
 DASHBOARD = ROOT / "configs" / "grafana" / "cliper.json"
 IMAGES, BROKEN = 30, 5
@@ -40,13 +40,9 @@ def run_and_scrape(folder: Path) -> dict[str, Any]:
     """Label `folder`/images on a Ray of this process's own; return the metrics once all images are counted."""
     import ray
 
-    from cliper.pipeline.config import JobConfig
-    from cliper.pipeline.corpus.manifest import write_manifest
-    from cliper.pipeline.corpus.sources import list_entries
     from cliper.pipeline.flow import label_corpus
     from cliper.pipeline.label.pool import Pool
-    from cliper.pipeline.run.folder import identity_of, open_run
-    from cliper.pipeline.storage.backend import Storage
+    from tests.support.jobs import fake_job, tasks_of
 
     ray.init(
         address="local",
@@ -56,12 +52,8 @@ def run_and_scrape(folder: Path) -> dict[str, Any]:
         object_store_memory=200_000_000,
         _system_config={"metrics_report_interval_ms": 1000},
     )
-    corpus, output, storage = str(folder / "images"), str(folder / "run"), Storage()
-    config = JobConfig.model_validate({"shard": {"images": 8}})
-    run = open_run(output, storage, identity_of(config, CLASSES, corpus, {}))
-    manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
-    todo = run.pending_shards(manifest)
-    summaries = list(label_corpus(run, manifest, todo, Fragile, config, CLASSES, Pool(1, 1, 0), "fake"))
+    job = fake_job(str(folder / "images"), str(folder / "run"), make=Fragile, shard={"images": 8})
+    summaries = list(label_corpus(job, tasks_of(job), Pool(1, 1, 0)))
     node = ray.nodes()[0]
     address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
     found: dict[str, dict[str, float]] = {}
@@ -69,7 +61,7 @@ def run_and_scrape(folder: Path) -> dict[str, Any]:
     while time.monotonic() < deadline:
         found = scrape(address)
         all_stages = len(found.get("ray_cliper_stage_seconds_total", {})) == 5
-        if sum(found.get("ray_cliper_images_total", {}).values()) == manifest.images and all_stages:
+        if sum(found.get("ray_cliper_images_total", {}).values()) == job.manifest.images and all_stages:
             break
         time.sleep(1)
     ray.shutdown()

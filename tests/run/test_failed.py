@@ -16,31 +16,29 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cliper.jobs.cli import app
-from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.flow import label_corpus
-from cliper.pipeline.label.actor import SegmentShard
+from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.attempts import Attempts, attempts_file
 from cliper.pipeline.run.failed import (
     Failed,
     find_failed,
     forget_counts,
-    merge_into_shard,
     merge_rows,
     require_same,
     stored_settings,
-    with_tries,
 )
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.rows import read_tables
-from cliper.pipeline.run.schema import label_schema
-from cliper.pipeline.run.shards import shard_file, write_shard
+from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.verify import verify_run
 from cliper.pipeline.storage.backend import Storage
 from tests.jobs.test_cli import CLIPER, cliper, label_command
-from tests.support.fakes import BROKEN, CLASSES, Brightness, Fragile, jpeg, write_corpus
+from tests.support.fakes import BROKEN, CLASSES, Brightness, Fragile, jpeg, kind, write_corpus
+from tests.support.jobs import label_here
 from tests.support.labeled import label_small, rows_of
 
 POOL = Pool(actors=1, cpus_per_actor=1, gpus_per_actor=0)
@@ -58,14 +56,12 @@ def failed_of(run: Run, *error_types: str) -> dict[int, Failed]:
 
 def retry_small(run: Run, failed: dict[int, Failed], factory: Any = Brightness) -> None:
     """What the flow does, without Ray."""
+    label_here(stored_job(run, factory), [Task(shard, chosen) for shard, chosen in failed.items()])
+
+
+def stored_job(run: Run, factory: Any) -> Job:
     config, classes = stored_settings(run)
-    schema = label_schema(classes.names, run.fingerprint, config.mask_codec, "fake")
-    actor = SegmentShard(factory, config, classes, run, cpu_threads=1, driver="me")
-    for shard, chosen in failed.items():
-        entries = manifest_of(run).read_shard(run.storage, run.uri, shard)
-        entries = [entry for entry in entries if entry.image_id in chosen.image_ids]
-        loaded = with_tries(load_entries(run.storage, shard, entries, "image"), vars(chosen))
-        write_shard(merge_into_shard(run, actor(loaded)), run.storage, run.uri, schema)
+    return Job(run, manifest_of(run), config, classes, kind(factory), "fake")
 
 
 def without_attempts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,9 +132,8 @@ def test_chosen_types_on_ray(ray_local: None, tmp_path: Path) -> None:
 
     def retried(factory: Any, *error_types: str) -> dict[str, dict[str, Any]]:
         again = failed_of(run, *error_types)
-        config, classes = stored_settings(run)
-        arguments = (run, manifest_of(run), list(again), factory, config, classes, POOL, "fake")
-        done = list(label_corpus(*arguments, again=again))
+        tasks = [Task(shard, chosen) for shard, chosen in again.items()]
+        done = list(label_corpus(stored_job(run, factory), tasks, POOL))
         assert sorted(summary["shard"] for summary in done) == list(again)
         return {row["image_id"]: row for row in rows_of(run)}
 

@@ -4,7 +4,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from cliper.pipeline.evaluate.prepare import folder
 from cliper.pipeline.evaluate.prepare.base import Labels, Sample
 from cliper.pipeline.evaluate.prepared import INDEX, Prepared, open_prepared
 from cliper.pipeline.evaluate.registry import Dataset, find_dataset
+from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.masks import encode_png
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -106,7 +106,7 @@ class _Writer:
         if twice:
             raise DatasetError(f"two images are called '{twice[0]}'; names must differ without their ending")
         rows, digests = [], []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(cpus()) as pool:
             for row, digest in pool.map(self._write_one, ordered):
                 rows.append(row)
                 digests.append(digest)

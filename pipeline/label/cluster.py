@@ -1,0 +1,106 @@
+"""The Ray cluster as a run meets it: what is free, and CPUs that are held until the run ends.
+
+Actors hold their room as long as they live. Loading and writing tasks come and go: without a reservation, other
+work could take their CPUs in between, and a run that holds GPUs would stand still.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from cliper.pipeline.config import ResourceConfig
+from cliper.pipeline.errors import ResourceError
+from cliper.pipeline.label.pool import (
+    IO_BUNDLE,
+    Node,
+    Pool,
+    custom_resources,
+    describe_free,
+    plan_pool,
+)
+
+Say = Callable[[str], None]
+
+SETTLE_SECONDS = 20.0  # for Ray to place what should fit; longer means that other work took the room
+SAY_EVERY = 5.0  # seconds between two lines while waiting
+
+
+def cluster_nodes() -> list[Node]:
+    """The living nodes of the connected cluster."""
+    import ray
+
+    # Ray has no public call for what is free on each node; this one is in every release from 2.50 to 2.60.
+    free = ray._private.state.available_resources_per_node()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return [Node(n["Resources"], free.get(n["NodeID"], {}), n.get("Labels") or {}) for n in alive]
+
+
+def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
+    """Plan a pool on what is free, for up to `seconds`; what is missing is asked of the cluster's autoscaler.
+
+    Raises ResourceError with the reason that is left.
+    """
+    end, said = time.monotonic() + seconds, 0.0
+    try:
+        while True:
+            try:
+                return plan_pool(wanted, cluster_nodes())
+            except ResourceError as error:
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise
+                _request(wanted)
+                if time.monotonic() - said >= SAY_EVERY:
+                    said = time.monotonic()
+                    say(f"waiting for resources, {left:.0f} s more: {str(error).split('; lower')[0]}")
+            time.sleep(min(1.0, max(0.0, left)))
+    finally:
+        _request(None)
+
+
+def _request(wanted: ResourceConfig | None) -> None:
+    """Ask the autoscaler for the first actors of a pool that does not fit yet; None takes that back."""
+    from ray.autoscaler.sdk import request_resources
+
+    if wanted is None:
+        request_resources(bundles=[])
+        return
+    count = 1 if wanted.actors is None else wanted.actors if isinstance(wanted.actors, int) else wanted.actors.min
+    gpus = {} if wanted.device == "cpu" else {"GPU": 1 / wanted.actors_per_gpu}
+    bundle = {"CPU": wanted.cpus_per_actor or 1.0, **gpus, **custom_resources(wanted)}
+    request_resources(bundles=[bundle] * count + [{"CPU": IO_BUNDLE}])
+
+
+@contextmanager
+def reserved(bundles: Sequence[float], each: float) -> Iterator[dict[str, Any]]:
+    """Hold CPUs for tasks of `each` CPUs until the block ends; yields the tasks' options for map_batches.
+
+    `bundles` are the CPUs held together on a node; if they do not all fit, the first one alone is held. Raises
+    ResourceError if even that was taken meanwhile.
+    """
+    from ray.util.placement_group import remove_placement_group
+
+    group = _placed(bundles) or (_placed(bundles[:1]) if len(bundles) > 1 else None)
+    if group is None:
+        raise ResourceError(
+            f"the {bundles[0]:g} CPU for reading and writing was taken by other work: free are "
+            f"{describe_free(cluster_nodes())}; run the command again with --wait-for-resources 10m"
+        )
+    try:
+        # Ray Data's stages take resources but, from 2.64 on, no placement group. Ray offers what a group holds as
+        # resources of this name; a task that asks for one runs in the group.
+        yield {"num_cpus": 0, "resources": {f"CPU_group_{group.id.hex()}": each}}
+    finally:
+        remove_placement_group(group)
+
+
+def _placed(bundles: Sequence[float]) -> Any:
+    """A placement group of these CPUs, spread over the nodes; None if Ray cannot place it in time."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    group = placement_group([{"CPU": cpus} for cpus in bundles], "SPREAD")
+    if group.wait(timeout_seconds=SETTLE_SECONDS):
+        return group
+    remove_placement_group(group)
+    return None

@@ -1,0 +1,57 @@
+"""What happens to one shard, in order: load, segment, write. Plain functions; flow.py puts them on Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.label.actor import SegmentShard
+from cliper.pipeline.label.job import Job
+from cliper.pipeline.label.watch import Beat
+from cliper.pipeline.run.failed import Failed, merge_into_shard, with_tries
+from cliper.pipeline.run.schema import label_schema
+from cliper.pipeline.run.shards import write_shard
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to label; with `again`, only its failed images, whose new rows replace the old ones."""
+
+    shard: int
+    again: Failed | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain values for Ray; see `from_row`."""
+        again = None if self.again is None else {"image_ids": self.again.image_ids, "tried": self.again.tried}
+        return {"shard": self.shard, "again": again}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Task":
+        """The task that `as_row` was made of."""
+        return cls(row["shard"], None if row.get("again") is None else Failed(**row["again"]))
+
+
+def load_task(job: Job, task: Task) -> pa.Table:
+    """The encoded images of a task: a table of load.SCHEMA, with column `tried` if the task is a repetition."""
+    entries = job.manifest.read_shard(job.run.storage, job.run.uri, task.shard)
+    if task.again is None:
+        return load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
+    wanted = set(task.again.image_ids)
+    chosen = [entry for entry in entries if entry.image_id in wanted]
+    loaded = load_entries(job.run.storage, task.shard, chosen, job.config.input.image_column)
+    return with_tries(loaded, task.again)
+
+
+def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None) -> SegmentShard:
+    """The actor with its model loaded: a table of load.SCHEMA to a table of `shard` and COLUMNS."""
+    beat = None if board is None else Beat(board)
+    return SegmentShard(job.kind.make, job.config, job.classes, job.run, cpu_threads, driver, beat)
+
+
+def write_task(job: Job, labeled: pa.Table, repetition: bool = False) -> pa.Table:
+    """Commit a labeled shard; returns its one-row summary (see write_shard)."""
+    whole = merge_into_shard(job.run, labeled) if repetition else labeled
+    schema = label_schema(job.classes.names, job.run.fingerprint, job.config.mask_codec, job.model)
+    return write_shard(whole, job.run.storage, job.run.uri, schema)

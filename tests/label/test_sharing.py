@@ -1,0 +1,124 @@
+"""Clusters that are shared, that change, and that choose: runs start, wait, grow, and never stand still."""
+
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from cliper.jobs.common import execute
+from cliper.jobs.session import ray_session
+from cliper.pipeline.errors import ResourceError
+from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.run.verify import verify_run
+from tests.label.test_clusters import placed_job
+from tests.support.fakes import write_corpus
+from tests.support.jobs import fake_job, tasks_of
+from tests.support.placed import Placed, logical_cluster
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    write_corpus(folder, 24)
+    return folder
+
+
+def hog(cpus: float) -> Any:
+    """An actor of somebody else's, alive."""
+    import ray
+
+    @ray.remote
+    class Hog:
+        def up(self) -> bool:
+            return True
+
+    actor = Hog.options(num_cpus=cpus).remote()
+    assert ray.get(actor.up.remote(), timeout=60)
+    return actor
+
+
+def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Other work holds CPUs: the pool is planned beside it, waits for it, or outlives it."""
+    import ray
+
+    with logical_cluster({"num_cpus": 4}), ray_session(verbose=False, wait=0) as session:
+        session.connect()
+        other = hog(1)
+        beside, placed = placed_job(monkeypatch, corpus, tmp_path / "beside", session)
+        execute(beside, session)  # an entrypoint that holds a CPU used to leave none for loading
+        assert [note["resources"]["CPU"] for note in placed.notes] == [2.0]
+        assert verify_run(beside.run).whole
+
+        full, _ = placed_job(monkeypatch, corpus, tmp_path / "full", session, actors=1, cpus_per_actor=3)
+        with pytest.raises(ResourceError, match="fit this cluster, but not beside what runs on it now"):
+            execute(full, session)
+        session.wait = 60
+        Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
+        execute(full, session)  # waits for the CPU that the other work gives back
+        assert verify_run(full.run).whole
+
+        other, taken = hog(1), fake_job(str(corpus), str(tmp_path / "taken"), shard={"images": 4})
+        Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
+        # Planned before the other work came: loading has its share, and the actor starts when there is room.
+        assert len(list(label_corpus(taken, tasks_of(taken), Pool(1, 3.0, 0)))) == 6
+
+
+def test_two_runs_at_once_both_finish(corpus: Path, tmp_path: Path) -> None:
+    """Each is valid alone; together their actors leave no CPU, but what loading needs is set aside first."""
+    with logical_cluster({"num_cpus": 4}), ray_session(verbose=False) as session:
+        session.connect()
+        jobs = [fake_job(str(corpus), str(tmp_path / name), shard={"images": 2}) for name in ("a", "b")]
+        with ThreadPoolExecutor(2) as threads:
+            runs = [threads.submit(lambda j: list(label_corpus(j, tasks_of(j), Pool(2, 1.0, 0))), j) for j in jobs]
+            assert [len(run.result(timeout=240)) for run in runs] == [12, 12]
+    assert all(verify_run(job.run).whole for job in jobs)
+
+
+def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
+    """It starts on one node of three and uses all three once they have joined."""
+    write_corpus(tmp_path / "corpus", 300)
+    placed = Placed(str(tmp_path / "placed"), seconds=0.2)
+    with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as cluster, ray_session(verbose=False) as session:
+        session.connect()
+        job = fake_job(str(tmp_path / "corpus"), str(tmp_path / "run"), make=placed, shard={"images": 4})
+        pool = Pool(1, 1.0, 1, max_actors=3)
+        finished: list[float] = []
+        for summary in label_corpus(job, tasks_of(job), pool):
+            finished.append(summary["finished"])
+            if len(finished) == 3:
+                for _ in range(2):
+                    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
+    nodes = Counter(note["node"] for note in placed.notes)
+    assert len(nodes) == 3
+    assert len(finished) == 75
+    assert verify_run(job.run).whole
+    alone, together = finished[2] - finished[0], finished[-1] - finished[-3]
+    print(f"seconds for two shards: {alone:.2f} on one node, {together:.2f} on three")
+
+
+def test_placement_by_accelerator_custom_resource_and_label(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = {"num_cpus": 4, "num_gpus": 1}
+    marked = plain | {"resources": {"accelerator_type:A100": 1, "licensed": 1}, "labels": {"zone": "b"}}
+    wanted = ({"accelerator_type": "A100"}, {"custom": {"licensed": 1}}, {"labels": {"zone": "b"}})
+    with logical_cluster(plain, marked), ray_session(verbose=False, wait=30) as session:
+        nodes = {node["NodeID"]: node for node in _nodes(session)}
+        for number, placement in enumerate(wanted):
+            folder = tmp_path / str(number)
+            job, placed = placed_job(monkeypatch, corpus, folder, session, actors=1, **placement)
+            execute(job, session)
+            [note] = placed.notes
+            assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
+
+
+def _nodes(session: Any) -> list[dict[str, Any]]:
+    import ray
+
+    session.connect()
+    return ray.nodes()

@@ -1,0 +1,74 @@
+"""A segmenter that notes where Ray put it: node, GPUs, CPUs."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cliper.model.classes import ClassList
+from cliper.pipeline.config import JobConfig
+from tests.support.fakes import Brightness
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Makes Brightness segmenters; each leaves a file in `folder`. `seconds` is what an image takes."""
+
+    folder: str
+    seconds: float = 0.0
+
+    def __call__(self, config: JobConfig, classes: ClassList) -> Brightness:
+        import ray
+
+        context = ray.get_runtime_context()
+        note = {
+            "node": context.get_node_id(),
+            "gpus": context.get_accelerator_ids().get("GPU", []),
+            "resources": context.get_assigned_resources(),
+            "device": config.resources.device,
+        }
+        Path(self.folder).mkdir(exist_ok=True, parents=True)
+        (Path(self.folder) / f"{os.getpid()}.json").write_text(json.dumps(note))
+        return _Slow(config, classes, self.seconds)
+
+    @property
+    def notes(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in Path(self.folder).glob("*.json")]
+
+
+class _Slow(Brightness):
+    def __init__(self, config: JobConfig, classes: ClassList, seconds: float) -> None:
+        super().__init__(config, classes)
+        self.seconds = seconds
+
+    def segment(self, images: Any, image_ids: Any) -> Any:
+        import time
+
+        time.sleep(self.seconds * len(images))
+        return super().segment(images, image_ids)
+
+
+@contextmanager
+def logical_cluster(*nodes: dict[str, Any]) -> Iterator[Any]:
+    """A real Ray of several nodes on this machine; the first is the head. RAY_ADDRESS points to it meanwhile."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=small | nodes[0])
+    for node in nodes[1:]:
+        cluster.add_node(**({"object_store_memory": 80_000_000} | node))
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        yield cluster
+    finally:
+        os.environ.pop("RAY_ADDRESS")
+        if before is not None:
+            os.environ["RAY_ADDRESS"] = before
+        if ray.is_initialized():
+            ray.shutdown()
+        cluster.shutdown()
