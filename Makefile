@@ -30,7 +30,7 @@ bench: $(VENV)/.test
 
 faults: $(VENV)/.test # QUICK=1: minutes instead of an hour
 	$(BIN)/python -m tests.faults.run $(if $(QUICK),--quick)
-	CLIPER_FUZZ=$(if $(QUICK),1000,10000) $(BIN)/python -m pytest -q --timeout=0 --durations=0 tests/test_fuzz.py
+	CLIPER_FUZZ=$(if $(QUICK),1000,10000) $(BIN)/python -m pytest -q --timeout=0 --durations=0 tests/faults/test_fuzz.py
 
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -141,7 +141,11 @@ def _init(address: str, verbose: bool) -> None:
     except Exception as error:  # Ray has no type of its own for it
         raise ResourceError(explain_ray(error, address)) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
-    logging.getLogger("ray.data").setLevel(level)
+    import ray.data  # configures its logging as it is imported
+
+    for console in logging.getLogger("ray.data").handlers:
+        if isinstance(console, logging.StreamHandler):
+            console.setLevel(level)
 
 
 def explain_ray(error: Exception, address: str) -> str:
@@ -164,7 +168,11 @@ _REMEDIES = (
         "another Ray or program has the port; stop it (ray stop), or set RAY_ADDRESS",
     ),
     ("af_unix path", "set RAY_TMPDIR to a folder with a shorter name"),
-    ("failed to connect to gcs", "check the host and the port: a head's default is 6379, and 8265 is for jobs"),
+    (
+        "failed to connect to",
+        "check the host and the port: a head's default is 6379, and 8265 is for jobs; a cluster with token "
+        "authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+    ),
     ("timed out", "the machine may be overloaded; run the command again, or with --verbose to see Ray's messages"),
     ("failed to start", "run with --verbose to see Ray's messages; its logs are in /tmp/ray/session_latest/logs"),
 )

@@ -19,6 +19,10 @@ class ResourceError(CliperError):
     """The cluster cannot schedule what was asked for."""
 
 
+class BusyError(ResourceError):
+    """The cluster could hold the run, but not next to the other work on it."""
+
+
 class ImageError(Exception):
     """One image cannot be labeled; it becomes a row whose `error_type` is `kind`."""
 

@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.storage.backend import Storage, explain
-from cliper.pipeline.telemetry import timed
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
 SCHEMA = pa.schema(
@@ -24,7 +23,6 @@ SCHEMA = pa.schema(
 )
 
 
-@timed("load")
 def load_entries(storage: Storage, shard: int, entries: Sequence[Entry], image_column: str) -> pa.Table:
     """Fetch every entry's bytes: a table of SCHEMA in the order of `entries`, `data` null where it failed."""
     fetched: dict[str, bytes | Exception] = {}

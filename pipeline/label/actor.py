@@ -86,7 +86,7 @@ class SegmentShard:
             for row in table.to_pylist()
         ]
         done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows, shard)
-        watch_device()
+        watch_device(self.run.uri)
         return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
 
     def _label(self, rows: list[Row], shard: int | None = None) -> list[Row]:
@@ -130,35 +130,35 @@ class SegmentShard:
         claimed = pixels_claimed(row["data"] or b"")
         return claimed if claimed <= self.config.max_pixels else 0
 
-    @timed("decode")
     def _decode(self, row: Row) -> Item:
         data = row.pop("data")
         if data is None:
             return Item(row, error=ImageError(row["error_type"], row["error_message"]), stage="load")
-        try:
-            return Item(row, image=decode(data, self.config.max_pixels))
-        except ImageError as error:
-            return Item(row, error=error)
+        with timed("decode", self.run.uri):
+            try:
+                return Item(row, image=decode(data, self.config.max_pixels))
+            except ImageError as error:
+                return Item(row, error=error)
 
-    @timed("segment")
     def _segment(self, window: list[Item]) -> list["Future[Row]"]:
         """Segment what could be decoded and hand everything on to the encoding threads."""
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
-        results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
+        with timed("segment", self.run.uri):
+            results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
         by_place = dict(zip([i for i, *_ in good], results, strict=True))
         return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
 
-    @timed("encode")
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
         """Encode a mask, or write down why there is none."""
         if item.image is None or result is None:
             return self._failure(item, item.error, item.stage)
         if isinstance(result, Exception):
             return self._failure(item, result, "segment")
-        try:
-            return self._success(item.row, item.image, result)
-        except Exception as error:  # a codec's own limits; the other images are not affected
-            return self._failure(item, error, "encode")
+        with timed("encode", self.run.uri):
+            try:
+                return self._success(item.row, item.image, result)
+            except Exception as error:  # a codec's own limits; the other images are not affected
+                return self._failure(item, error, "encode")
 
     def _success(self, row: Row, image: Decoded, found: "Segmentation") -> Row:
         grid = np.ascontiguousarray(to_file_grid(found.labels, image.orientation))

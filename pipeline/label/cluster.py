@@ -4,15 +4,15 @@ Actors hold their room as long as they live. Loading and writing tasks come and 
 work could take their CPUs in between, and a run that holds GPUs would stand still.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from cliper.pipeline.config import ResourceConfig
-from cliper.pipeline.errors import ResourceError
+from cliper.pipeline.errors import BusyError, ResourceError
 from cliper.pipeline.label.pool import (
-    IO_BUNDLE,
     Node,
     Pool,
     custom_resources,
@@ -23,6 +23,7 @@ from cliper.pipeline.label.pool import (
 Say = Callable[[str], None]
 
 SETTLE_SECONDS = 20.0  # for Ray to place what should fit; longer means that other work took the room
+GRACE_SECONDS = 10.0  # for a run that has just ended to give back its room
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 
@@ -39,24 +40,28 @@ def cluster_nodes() -> list[Node]:
 def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
     """Plan a pool on what is free, for up to `seconds`; what is missing is asked of the cluster's autoscaler.
 
+    What other work holds gets GRACE_SECONDS in any case: actors of a run that has just ended may still be there.
     Raises ResourceError with the reason that is left.
     """
-    end, said = time.monotonic() + seconds, 0.0
+    began, said = time.monotonic(), 0.0
     try:
         while True:
             try:
                 return plan_pool(wanted, cluster_nodes())
             except ResourceError as error:
-                left = end - time.monotonic()
+                allowed = max(seconds, GRACE_SECONDS) if isinstance(error, BusyError) else seconds
+                left = began + allowed - time.monotonic()
                 if left <= 0:
                     raise
-                _request(wanted)
+                if seconds:
+                    _request(wanted)
                 if time.monotonic() - said >= SAY_EVERY:
                     said = time.monotonic()
                     say(f"waiting for resources, {left:.0f} s more: {str(error).split('; lower')[0]}")
             time.sleep(min(1.0, max(0.0, left)))
     finally:
-        _request(None)
+        if seconds:
+            _request(None)
 
 
 def _request(wanted: ResourceConfig | None) -> None:
@@ -69,7 +74,8 @@ def _request(wanted: ResourceConfig | None) -> None:
     count = 1 if wanted.actors is None else wanted.actors if isinstance(wanted.actors, int) else wanted.actors.min
     gpus = {} if wanted.device == "cpu" else {"GPU": 1 / wanted.actors_per_gpu}
     bundle = {"CPU": wanted.cpus_per_actor or 1.0, **gpus, **custom_resources(wanted)}
-    request_resources(bundles=[bundle] * count + [{"CPU": IO_BUNDLE}])
+    whole = {name: math.ceil(amount) for name, amount in bundle.items()}  # all that Ray 2.50 takes
+    request_resources(bundles=[whole] * count + [{"CPU": 1}])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from cliper.model.allocator import KEEP_FREED_MEMORY
 from cliper.pipeline.config import ResourceConfig
-from cliper.pipeline.errors import ResourceError
+from cliper.pipeline.errors import BusyError, ResourceError
 
 IO_CPUS = 0.25  # of a loading or a writing task: they wait for storage most of the time
 IO_BUNDLE = 2 * IO_CPUS  # what is reserved at least, and on one node: a task that loads and one that writes
@@ -67,14 +67,14 @@ class Pool:
     @property
     def actor_options(self) -> dict[str, Any]:
         """The actor's options for Ray; one on the CPU keeps freed memory (cliper_model/allocator.py)."""
-        labels = {"label_selector": dict(self.labels)} if self.labels else {}
-        return {
+        options = {
             "num_cpus": self.cpus_per_actor,
-            "num_gpus": self.gpus_per_actor or None,
-            "resources": dict(self.resources) or None,
+            "num_gpus": self.gpus_per_actor,
+            "resources": dict(self.resources),
+            "label_selector": dict(self.labels),
             "runtime_env": {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY},
-            **labels,
         }
+        return {name: value for name, value in options.items() if value}
 
 
 def wants_gpu(wanted: ResourceConfig, nodes: Sequence[Node]) -> bool:
@@ -124,7 +124,7 @@ def plan_pool(wanted: ResourceConfig, nodes: Sequence[Node]) -> Pool:
         pool = Pool(least, cpus, gpus, most, 1, custom_resources(wanted), wanted.labels)
         if fits(pool, nodes):
             return Pool(least, cpus, gpus, most, _io_bundles(pool, nodes), pool.resources, pool.labels)
-    raise ResourceError(_refusal(pool, wanted, nodes))
+    raise _refusal(pool, wanted, nodes)
 
 
 def fits(pool: Pool, nodes: Sequence[Node]) -> bool:
@@ -195,20 +195,21 @@ def _suits(pool: Pool, node: Node) -> bool:
     return all(node.labels.get(key) == value for key, value in pool.labels.items())
 
 
-def _refusal(pool: Pool, wanted: ResourceConfig, nodes: Sequence[Node]) -> str:
+def _refusal(pool: Pool, wanted: ResourceConfig, nodes: Sequence[Node]) -> ResourceError:
     """Why the pool does not fit, and what to do."""
     each = ", ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items() if ":" not in name)
     needs = f"{_count(pool.actors, 'actor')} with {each} each, and {IO_BUNDLE:g} CPU for reading and writing"
     if fits(pool, [Node(node.total, node.total, node.labels) for node in nodes]):
-        return (
-            f"{needs} fit this cluster, but not beside what runs on it now: free are {describe_free(nodes)}. "
-            "Wait for it with --wait-for-resources 10m, or lower --actors or --cpus-per-actor"
+        return BusyError(
+            f"{needs} fit this cluster, but not beside what runs on it now: free are {describe_free(nodes)}; "
+            "lower --actors or --cpus-per-actor, or wait for room with --wait-for-resources 10m"
         )
     if (wanted.accelerator_type or wanted.custom or wanted.labels) and not eligible(wanted, nodes):
-        return f"no node has {_describe_needs(wanted)}; the nodes have {_describe_marks(nodes)}"
+        return ResourceError(f"no node has {_describe_needs(wanted)}; the nodes have {_describe_marks(nodes)}")
     if pool.gpus_per_actor and not any(node.total.get("GPU", 0) for node in nodes):
-        return f"no node has a GPU; the nodes have {describe_nodes(nodes)}; use --device cpu, or add GPU nodes"
-    return (
+        have = describe_nodes(nodes)
+        return ResourceError(f"no node has a GPU; the nodes have {have}; use --device cpu, or add GPU nodes")
+    return ResourceError(
         f"{needs} do not fit {describe_nodes(nodes)}; lower --actors or --cpus-per-actor, or add nodes "
         "(--wait-for-resources 10m waits for them)"
     )

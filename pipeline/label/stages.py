@@ -13,6 +13,7 @@ from cliper.pipeline.label.watch import Beat
 from cliper.pipeline.run.failed import Failed, merge_into_shard, with_tries
 from cliper.pipeline.run.schema import label_schema
 from cliper.pipeline.run.shards import write_shard
+from cliper.pipeline.telemetry import timed
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Task:
 
 def load_task(job: Job, task: Task) -> pa.Table:
     """The encoded images of a task: a table of load.SCHEMA, with column `tried` if the task is a repetition."""
-    entries = job.manifest.read_shard(job.run.storage, job.run.uri, task.shard)
-    if task.again is None:
-        return load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
-    wanted = set(task.again.image_ids)
-    chosen = [entry for entry in entries if entry.image_id in wanted]
-    loaded = load_entries(job.run.storage, task.shard, chosen, job.config.input.image_column)
-    return with_tries(loaded, task.again)
+    with timed("load", job.run.uri):
+        entries = job.manifest.read_shard(job.run.storage, job.run.uri, task.shard)
+        if task.again is not None:
+            wanted = set(task.again.image_ids)
+            entries = [entry for entry in entries if entry.image_id in wanted]
+        loaded = load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
+    return loaded if task.again is None else with_tries(loaded, task.again)
 
 
 def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None) -> SegmentShard:
@@ -52,6 +53,7 @@ def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None
 
 def write_task(job: Job, labeled: pa.Table, repetition: bool = False) -> pa.Table:
     """Commit a labeled shard; returns its one-row summary (see write_shard)."""
-    whole = merge_into_shard(job.run, labeled) if repetition else labeled
-    schema = label_schema(job.classes.names, job.run.fingerprint, job.config.mask_codec, job.model)
-    return write_shard(whole, job.run.storage, job.run.uri, schema)
+    with timed("write", job.run.uri):
+        whole = merge_into_shard(job.run, labeled) if repetition else labeled
+        schema = label_schema(job.classes.names, job.run.fingerprint, job.config.mask_codec, job.model)
+        return write_shard(whole, job.run.storage, job.run.uri, schema)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.storage.backend import Storage, join
-from cliper.pipeline.telemetry import committed, timed
+from cliper.pipeline.telemetry import committed
 
 # A shard is one row group unless it is very large: readers that scan one column touch little else.
 ROW_GROUP = 1024
@@ -39,7 +39,6 @@ def shard_number(name: str) -> int | None:
     return number if number is not None and shard_file(number) == f"labels/{name}" else None
 
 
-@timed("write")
 def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:
     """Write one labeled shard and return its one-row summary: shard, images, failures, bytes, finished (epoch s).
 
@@ -54,7 +53,7 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
     storage.write(join(run_uri, shard_file(shards[0])), data)
     forget_attempts(storage, run_uri, shards[0])
     failed = [kind for kind in labels.column("error_type").to_pylist() if kind is not None]
-    committed(labels.column("status").to_pylist(), failed, len(data))
+    committed(run_uri, labels.column("status").to_pylist(), failed, len(data))
     return pa.table(
         {
             "shard": [shards[0]],

@@ -2,16 +2,12 @@
 
 import json
 import os
-import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,58 +17,9 @@ from tests.faults.processes import workers
 from tests.faults.scenarios import SEGMENTING
 from tests.jobs.test_cli import all_rows
 from tests.support.fakes import write_corpus
+from tests.support.head import Head
 
 BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held until all are known, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-
-
-# Every port whose default is a fixed number: another Ray on this machine has taken those, and without its agent
-# port a node starts but never takes a job.
-PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-server-port")
-
-
-class Head:
-    """A head node with a dashboard, in a process group, a folder and at ports of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-        self.folder, self.log = folder, folder / "head.log"
-        self.address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        self.environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        command = [str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=3", f"--temp-dir={folder}"]
-        command += ["--node-ip-address=127.0.0.1", "--object-store-memory=200000000"]
-        command += [f"--{name}={port}" for name, port in ports.items()]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-
-    def wait(self, seconds: float = 300) -> None:
-        """Until it takes jobs: the dashboard answers before its agent does."""
-        deadline = time.monotonic() + seconds
-        while (tried := self.job("submit", "--", "true")).returncode:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, self.log.read_text() + tried.stdout + tried.stderr
-            time.sleep(0.5)
-
-    def stop(self) -> None:
-        """At once: there is nothing to keep, and workers end with their raylet."""
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def job(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(BIN / "ray"), "job", arguments[0], "--address", self.address, *arguments[1:]]
-        return subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, check=False, timeout=300
-        )
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +66,28 @@ def test_submitted_mistake_fails_the_job(head: Head, tmp_path: Path) -> None:
     assert done.returncode == 1  # ray's own code for a failed job
     assert "failed with exit code 2" in done.stdout + done.stderr
     assert "cliper: input /nothing does not exist" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [({}, "Failed to connect to Ray cluster"), ({"RAY_AUTH_TOKEN": "0" * 64}, "InvalidAuthToken")],
+)
+def test_a_token_that_is_missing_or_wrong_is_named(
+    head: Head, tmp_path: Path, token: dict[str, str], reason: str
+) -> None:
+    """Connecting to the cluster itself, from a home that holds no token."""
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    mode = {"RAY_AUTH_MODE": "token"} if token else {}
+    environment = plain | {"RAY_ADDRESS": head.gcs, "HOME": str(tmp_path)} | mode | token
+    command = label_command(PHOTOS, tmp_path / "run", {})[1:]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    first, *_, last = done.stderr.strip().splitlines()
+    assert first == f"connecting to Ray at {head.gcs} (RAY_ADDRESS)"
+    assert last.startswith(f"cliper: Ray cannot be reached at RAY_ADDRESS={head.gcs}: ")
+    assert reason in last
+    assert "RAY_AUTH_TOKEN" in last
+    assert "Traceback" not in done.stderr
 
 
 def segmenting(head: Head) -> list[int]:

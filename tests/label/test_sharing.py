@@ -1,5 +1,8 @@
 """Clusters that are shared, that change, and that choose: runs start, wait, grow, and never stand still."""
 
+import json
+import socket
+import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +20,7 @@ from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.run.verify import verify_run
 from tests.label.test_clusters import placed_job
 from tests.support.fakes import write_corpus
+from tests.support.head import Head
 from tests.support.jobs import fake_job, tasks_of
 from tests.support.placed import Placed, logical_cluster
 
@@ -115,6 +119,56 @@ def test_placement_by_accelerator_custom_resource_and_label(
             execute(job, session)
             [note] = placed.notes
             assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
+
+
+def test_a_run_brings_up_nodes_that_are_not_there_yet(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Ray's own autoscaler, with nodes that it starts on this machine: a head without CPUs, and no workers."""
+    from ray._private import services
+
+    address = services.get_node_ip_address()
+    with socket.socket() as probe:
+        if probe.connect_ex((address, GCS_PORT)) == 0:
+            pytest.skip(f"port {GCS_PORT} is taken, and Ray's provider for tests knows no other")
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        config = Path(folder) / "autoscaler.json"
+        config.write_text(json.dumps(AUTOSCALER))
+        tick = {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1", "RAY_AUTH_MODE": "disabled"}
+        where = (f"--port={GCS_PORT}", f"--node-ip-address={address}")
+        head = Head(Path(folder), f"--autoscaling-config={config}", *where, cpus=0, **tick)
+        monkeypatch.setenv("RAY_ADDRESS", f"{address}:{GCS_PORT}")
+        try:
+            with ray_session(verbose=False, wait=0) as session:
+                wanted = {"actors": 1, "device": "cuda"}
+                job, placed = placed_job(monkeypatch, corpus, tmp_path, session, **wanted)
+                with pytest.raises(ResourceError, match="no node has a GPU; the nodes have 0 CPUs"):
+                    execute(job, session)
+                session.wait = 120
+                execute(job, session)
+        finally:
+            head.stop()
+    assert [len(note["gpus"]) for note in placed.notes] == [1]
+    assert verify_run(job.run).whole
+
+
+GCS_PORT = 6379
+_SHAPE = {"resources": {"CPU": 2, "GPU": 1, "object_store_memory": 80_000_000}, "node_config": {}}
+AUTOSCALER = {  # Ray's provider for tests: its nodes are processes on this machine
+    "cluster_name": "test",
+    "max_workers": 1,
+    "provider": {"type": "fake_multinode"},
+    "head_node_type": "ray.head.default",
+    "idle_timeout_minutes": 5,
+    "upscaling_speed": 1.0,
+    **{key: {} for key in ("auth", "file_mounts", "head_node", "worker_nodes")},
+    **{key: [] for key in ("cluster_synced_files", "initialization_commands", "setup_commands")},
+    **{f"{where}_{what}_commands": [] for where in ("head", "worker") for what in ("setup", "start_ray")},
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "gpu": _SHAPE | {"min_workers": 0, "max_workers": 1},
+    },
+}
 
 
 def _nodes(session: Any) -> list[dict[str, Any]]:

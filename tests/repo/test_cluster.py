@@ -1,7 +1,9 @@
 """The Kubernetes job: fields that KubeRay knows, a command that exists, no key in the file."""
 
 import copy
+import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +40,8 @@ CONTAINER = fields(
     name={"type": "string", "pattern": "^[a-z0-9-]+$"},
     image=TEXT,
     env=many(fields("name", name=TEXT, value=TEXT, valueFrom=FROM_SECRET)),
+    ports=many(fields("containerPort", name=TEXT, containerPort=COUNT)),
+    volumeMounts=many(fields("name mountPath", name=TEXT, mountPath=TEXT, readOnly=YES_NO)),
     resources=fields("requests limits", requests=QUANTITIES, limits=QUANTITIES),
 )
 TOLERATION = fields(
@@ -47,7 +51,17 @@ TOLERATION = fields(
     value=TEXT,
     effect=one_of("NoSchedule", "PreferNoSchedule", "NoExecute"),
 )
-POD = fields("containers", containers=many(CONTAINER), nodeSelector=TEXTS, tolerations=many(TOLERATION))
+CLAIM = fields("claimName", claimName=TEXT, readOnly=YES_NO)
+POD = fields(
+    "containers",
+    containers=many(CONTAINER),
+    nodeSelector=TEXTS,
+    tolerations=many(TOLERATION),
+    serviceAccountName=TEXT,
+    securityContext=fields(runAsNonRoot=YES_NO, runAsUser=COUNT, fsGroup=COUNT),
+    terminationGracePeriodSeconds=COUNT,
+    volumes=many(fields("name", name=TEXT, persistentVolumeClaim=CLAIM)),
+)
 TEMPLATE = fields("spec", spec=POD)
 WORKERS = fields(
     "groupName rayStartParams template minReplicas maxReplicas",
@@ -61,6 +75,9 @@ WORKERS = fields(
 CLUSTER = fields(
     "headGroupSpec",
     rayVersion=TEXT,
+    authOptions=fields("mode", mode=one_of("token", "disabled")),
+    enableInTreeAutoscaling=YES_NO,
+    autoscalerOptions=fields(idleTimeoutSeconds=COUNT),
     headGroupSpec=fields("rayStartParams template", rayStartParams=TEXTS, template=TEMPLATE),
     workerGroupSpecs=many(WORKERS),
 )
@@ -73,6 +90,8 @@ RAY_JOB = fields(  # the fields of ray.io/v1 RayJob that we use, as its API refe
         "entrypoint rayClusterSpec",
         entrypoint=TEXT,
         backoffLimit=COUNT,
+        preRunningDeadlineSeconds=COUNT,
+        activeDeadlineSeconds=COUNT,
         submissionMode=one_of("K8sJobMode", "HTTPMode", "InteractiveMode"),
         submitterConfig=fields(backoffLimit=COUNT),
         shutdownAfterJobFinishes=YES_NO,
@@ -123,17 +142,50 @@ def test_its_command_exists() -> None:
     load_classes(given["--classes"])
 
 
-def test_gpus_are_on_workers_and_keys_come_from_the_secret() -> None:
+def test_gpus_come_when_asked_for_and_keys_from_the_secret() -> None:
     cluster = job()["spec"]["rayClusterSpec"]
     head, [workers] = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
     [head_container], [worker] = head["template"]["spec"]["containers"], workers["template"]["spec"]["containers"]
     assert "nvidia.com/gpu" not in head_container["resources"]["requests"]
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == workers["rayStartParams"]["num-gpus"] == "1"
+    assert cluster["enableInTreeAutoscaling"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 4)
+    entrypoint = job()["spec"]["entrypoint"]
+    assert "--actors 1:4" in entrypoint
+    assert "--device cuda" in entrypoint  # with no node yet, nothing else says so
     for container in (head_container, worker):
         secret = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v}
-        assert set(secret) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
-        assert all(reference == {"name": "cliper-s3", "key": name} for name, reference in secret.items())
+        keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"}
+        assert set(secret) == keys
+        assert all(ref == {"name": "cliper-s3", "key": name, "optional": True} for name, ref in secret.items())
+
+
+CRD = os.environ.get("KUBERAY_RAYJOB_CRD")
+
+
+@pytest.mark.skipif(CRD is None, reason="KUBERAY_RAYJOB_CRD is not the path of ray.io_rayjobs.yaml")
+def test_the_job_is_valid_under_kuberays_own_definition() -> None:
+    """Structural schemas drop unknown fields; here they are errors, wherever the definition lists its fields."""
+    versions = yaml.safe_load(Path(CRD or "").read_text())["spec"]["versions"]
+    [schema] = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
+    found = Draft202012Validator(closed(schema)).iter_errors(job())
+    assert [f"{error.json_path}: {error.message}" for error in found] == []
+
+
+def closed(schema: Any) -> Any:
+    """The same schema, refusing what it does not list; int-or-string is Kubernetes' own extension."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: closed(value) for key, value in schema.items()}
+    if schema.get("type") == "object" and "properties" in schema and "additionalProperties" not in schema:
+        changed["additionalProperties"] = bool(schema.get("x-kubernetes-preserve-unknown-fields"))
+        changed["properties"] |= (
+            {} if "metadata" not in changed["properties"] else {"metadata": {"type": "object"}}
+        )
+    return changed
 
 
 def test_the_versions_are_this_ones() -> None:

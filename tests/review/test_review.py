@@ -111,14 +111,12 @@ def test_disagreement_with_another_run_counts(run: Run, tmp_path: Path) -> None:
     assert {p.disagreement for p in pick(run, 99, against=run)} == {0.0}
 
 
-def test_runs_that_cannot_be_compared_are_refused(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_that_cannot_be_compared_are_refused(run: Run, tmp_path: Path) -> None:
     cut, _ = make_run(run.identity["input_uri"], str(tmp_path / "cut"), shard={"images": 7})
     with pytest.raises(ReviewError, match="in the same shard|has no shard"):
         pick(run, 1, against=cut)
-    monkeypatch.setattr("tests.test_dataset.CLASSES", ClassList.parse(["a", "b", "c"]))
-    named, _ = make_run(run.identity["input_uri"], str(tmp_path / "named"))
+    others = ClassList.parse(["a", "b", "c"])
+    named, _ = make_run(run.identity["input_uri"], str(tmp_path / "named"), classes=others)
     with pytest.raises(ReviewError, match="have different classes"):
         pick(run, 1, against=named)
 

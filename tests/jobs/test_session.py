@@ -1,0 +1,108 @@
+"""Connecting to Ray: what is tried is said at once, what fails is explained whole, and nothing is left behind."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cliper.jobs import session
+from cliper.jobs.session import explain_ray, ray_session
+from cliper.pipeline.errors import ResourceError
+from tests.conftest import PHOTOS
+
+CLIPER = str(Path(sys.executable).parent / "cliper")
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, address: str, seconds: float = 2.0) -> str:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(session, "CONNECT_SECONDS", seconds)
+    with ray_session(verbose=False) as opened, pytest.raises(ResourceError) as caught:
+        opened.connect()
+    return str(caught.value)
+
+
+def test_an_address_that_does_not_answer_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "SAY_EVERY", 0.5)
+    began = time.monotonic()
+    message = refusal(monkeypatch, "127.0.0.1:1")
+    assert time.monotonic() - began < 10
+    assert message.startswith(
+        "no Ray answers at RAY_ADDRESS=127.0.0.1:1 after 2 s (Connection refused); start the"
+    )
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first == "connecting to Ray at 127.0.0.1:1 (RAY_ADDRESS)"
+    assert second == "no answer yet from 127.0.0.1:1, 1 s left: Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://head:8265", "is for jobs. Submit the command .*or connect to .*RAY_ADDRESS=head:6379"),
+        ("ray://head:10001", "ray:// is not supported; use HOST:PORT"),
+        ("head", "expected HOST:PORT of the head, e.g. head:6379"),
+        ("no-such-host.invalid:6379", "no Ray answers at RAY_ADDRESS=no-such-host.invalid:6379 after 0.1 s"),
+    ],
+)
+def test_addresses_that_cannot_be_right(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    assert re.search(message, refusal(monkeypatch, address, 0.1))
+
+
+def test_a_port_of_another_program(silent_port: int, tmp_path: Path) -> None:
+    """Ray itself would try for 13 minutes; its own time limit for one try is shortened here."""
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{silent_port}", "RAY_py_gcs_connect_timeout_s": "2"}
+    command = [CLIPER, "label", "--input", str(PHOTOS), "--output", str(tmp_path / "run")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "Ray cannot be reached at RAY_ADDRESS=127.0.0.1:" in done.stderr
+    assert "check the host and the port: a head's default is 6379" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_version_mismatch_names_both_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray._private.utils import check_version_info
+
+    cluster = {"ray_version": "2.1.0", "python_version": "3.8.0"}
+    with pytest.raises(RuntimeError) as caught:
+        check_version_info(cluster, "this process")
+    message = explain_ray(caught.value, "head:6379")
+    assert "\n" not in message
+    assert all(version in message for version in ("2.1.0", "3.8.0", ray.__version__))
+    assert message.endswith("install the cluster's Ray and Python here, or submit the command as a job")
+
+
+def test_a_local_run_leaves_no_token_and_needs_no_home(tmp_path: Path, settings: dict[str, str]) -> None:
+    """One home is empty and stays so; the other cannot be written by anybody."""
+    options = [part for pair in settings.items() for part in pair]
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
+    for name, home in (("empty", tmp_path / "home"), ("unwritable", Path("/proc/no-home"))):
+        output = tmp_path / name
+        command = [CLIPER, "label", "--input", str(PHOTOS), "--output", str(output), *options]
+        done = subprocess.run(
+            command, env=plain | {"HOME": str(home)}, capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        first, *rest = done.stderr.splitlines()
+        assert first == "starting Ray on this machine"
+        assert any(line.startswith("starting 1 actor, each ") for line in rest)
+        assert any(line.startswith("1 actor ready: model loaded in ") for line in rest)
+        assert any(line.startswith("first images labeled after ") for line in rest)
+        assert not [line for line in rest if "INFO" in line or "WARNING" in line or "raylet" in line]
+        assert not (home / ".ray").exists()
