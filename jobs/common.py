@@ -40,8 +40,8 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
     shards = job.run.pending_shards(job.manifest)
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
-    if done:
-        say(f"continuing: {done} of {job.manifest.images} images are done")
+    already = f", {done} of them done" if done else ""
+    say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
     progress = RunProgress(job.manifest.images, done)
     if shards:
         run_tasks(job, [Task(shard) for shard in shards], session, progress, limit=limit)

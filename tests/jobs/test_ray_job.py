@@ -129,6 +129,6 @@ def test_stopped_job_stops_its_work_and_another_one_finishes_it(head: Head, tmp_
     fast = ["--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})]
     done = head.job("submit", *fast, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "continuing: " in done.stdout + done.stderr
+    assert " of them done" in done.stdout + done.stderr
     rows = all_rows(run)
     assert len(rows) == len({row["image_id"] for row in rows}) == 200

@@ -1,18 +1,19 @@
 """A real run on a real Ray, and what its metrics endpoint says about it."""
 
 import json
-import re
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from cliper.pipeline.telemetry import METRICS, timed
+from cliper.pipeline.telemetry import METRICS, record, timed
 from tests.conftest import ROOT
 from tests.support.fakes import Fragile, write_corpus
 
@@ -20,20 +21,22 @@ DASHBOARD = ROOT / "configs" / "grafana" / "cliper.json"
 IMAGES, BROKEN = 30, 5
 
 
-def scrape(address: str) -> dict[str, dict[str, float]]:
-    """Name to {value of its own tag: sum over processes}."""
+def scrape(address: str) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
+    """Name to {value of its own tag: sum over processes}; and name to the labels of its samples."""
     from prometheus_client.parser import text_string_to_metric_families
 
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         text = answer.read().decode()
     found: dict[str, dict[str, float]] = {}
+    labels: dict[str, list[str]] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             _, key, _ = METRICS.get(sample.name.removeprefix("ray_"), ("", "", ""))
             sums = found.setdefault(sample.name, {})
             tag = sample.labels.get(key, "")
             sums[tag] = sums.get(tag, 0.0) + sample.value
-    return found
+            labels[sample.name] = sorted(sample.labels)
+    return found, labels
 
 
 def run_and_scrape(folder: Path) -> dict[str, Any]:
@@ -56,16 +59,20 @@ def run_and_scrape(folder: Path) -> dict[str, Any]:
     summaries = list(label_corpus(job, tasks_of(job), Pool(1, 1, 0)))
     node = ray.nodes()[0]
     address = f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
-    found: dict[str, dict[str, float]] = {}
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = scrape(address)
+        found, labels = scrape(address)
         all_stages = len(found.get("ray_cliper_stage_seconds_total", {})) == 5
         if sum(found.get("ray_cliper_images_total", {}).values()) == job.manifest.images and all_stages:
             break
         time.sleep(1)
     ray.shutdown()
-    return {"shards": len(summaries), "bytes": sum(s["bytes"] for s in summaries), "metrics": found}
+    return {
+        "shards": len(summaries),
+        "bytes": sum(s["bytes"] for s in summaries),
+        "metrics": found,
+        "labels": labels,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -108,32 +115,68 @@ def expressions(node: Any) -> Iterator[str]:
         yield from (text for value in node for text in expressions(value))
 
 
-def test_the_dashboard_names_metrics_that_exist(scraped: dict[str, Any]) -> None:
+def selectors(node: Any) -> Iterator[Any]:
+    """Every vector selector of a parsed PromQL expression."""
+    if type(node).__name__ == "VectorSelector":
+        yield node
+    children = [getattr(node, name, None) for name in ("lhs", "rhs", "expr", "vector_selector")]
+    for child in [*children, *getattr(node, "args", [])]:
+        if child is not None:
+            yield from selectors(child)
+
+
+def aggregations(node: Any) -> Iterator[Any]:
+    """Every `by (...)` of a parsed PromQL expression, with what is aggregated."""
+    if type(node).__name__ == "AggregateExpr" and node.modifier is not None:
+        yield node
+    children = [getattr(node, name, None) for name in ("lhs", "rhs", "expr")]
+    for child in [*children, *getattr(node, "args", [])]:
+        if child is not None:
+            yield from aggregations(child)
+
+
+RULES = ROOT / "configs" / "cluster" / "alerts.yaml"
+VARIABLES = {"$__rate_interval": "5m", "$session": ".*", "$run": ".*"}
+
+
+def test_every_expression_is_promql_over_what_is_scraped(scraped: dict[str, Any]) -> None:
+    """Dashboard and alerts: each metric and label that they name is in the scrape, or is only on GPU nodes."""
+    import promql_parser
     from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-    on_gpu_nodes = {"ray_cliper_device_memory_bytes", "ray_node_gpus_utilization"}
-    declared = {f"ray_{name}" for name in (*METRICS, *METRICS_GAUGES)}
-    assert on_gpu_nodes <= declared
-    found = list(expressions(json.loads(DASHBOARD.read_text())))
-    assert len(found) > 10
-    named = {name for text in found for name in re.findall(r"\bray_\w+", text)}
-    assert named <= set(scraped["metrics"]) | on_gpu_nodes
+    only_on_gpus = {
+        "ray_cliper_device_memory_bytes": ["NodeAddress", "SessionName", "kind", "run"],
+        "ray_node_gpus_utilization": ["SessionName"],
+    }
+    assert {name.removeprefix("ray_") for name in only_on_gpus} <= {*METRICS, *METRICS_GAUGES}
+    labels = scraped["labels"] | only_on_gpus
+    rules = [
+        rule["expr"] for group in yaml.safe_load(RULES.read_text())["spec"]["groups"] for rule in group["rules"]
+    ]
+    panels = [text for text in expressions(json.loads(DASHBOARD.read_text())) if "label_values" not in text]
+    assert len(panels) > 10
+    named = set()
+    for text in [*rules, *panels]:
+        parsed = promql_parser.parse(reduce(lambda done, pair: done.replace(*pair), VARIABLES.items(), text))
+        for found in selectors(parsed):
+            named.add(found.name)
+            assert found.name in labels, text
+            assert {matcher.name for matcher in found.matchers.matchers} <= set(labels[found.name]), text
+        for grouped in aggregations(parsed):
+            known = {label for found in selectors(grouped) for label in labels[found.name]}
+            assert set(grouped.modifier.labels) <= known, text
     assert {f"ray_{name}" for name in METRICS} <= named
-    for text in found:
-        assert text.count("(") == text.count(")")
-        for key in re.findall(r"by \((\w+)\)", text):
-            name = re.search(r"ray_(cliper_\w+)", text)
-            assert name is not None
-            assert METRICS[name[1]][1] in (key, ""), text
+    assert all("run" in labels[f"ray_{name}"] for name in METRICS)
 
 
 def test_time_is_recorded_even_if_the_work_raises_and_nothing_outside_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str, str]] = []
-    record = "cliper.pipeline.telemetry.record"
-    monkeypatch.setattr(record, lambda name, value, run, tag="": seen.append((name, run, tag)))
+    recorder = "cliper.pipeline.telemetry.record"
+    monkeypatch.setattr(recorder, lambda name, value, run, tag="": seen.append((name, run, tag)))
     with pytest.raises(ValueError, match="broken"), timed("decode", "runs/a"):
         raise ValueError("broken")
     assert seen == [("cliper_stage_seconds_total", "runs/a", "decode")]
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "ray", None)
     record("cliper_shards_total", 1, "runs/a")
 
