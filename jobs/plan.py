@@ -7,8 +7,8 @@ import typer
 
 from cliper.jobs.common import parse_options, with_preset
 from cliper.pipeline.config import load_classes, load_config, pick
-from cliper.pipeline.corpus.sources import list_entries
-from cliper.pipeline.errors import InputError
+from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.sources import list_entries, no_images
 from cliper.pipeline.label.estimate import Corpus, Estimate, Measured, estimate, measure, sample_corpus
 from cliper.pipeline.label.segmenters import SEGMENTERS
 from cliper.pipeline.storage.backend import Storage
@@ -39,9 +39,12 @@ def plan(
     kind = pick("segmenter", settings.segmenter, SEGMENTERS)
     kind.identity(settings)  # missing weights are found before anything is listed
     storage = Storage(parse_options(storage_option or []))
-    corpus = sample_corpus(list_entries(storage, input, settings.input), sample, seed, _report)
+    left_out = LeftOut()
+    corpus = sample_corpus(list_entries(storage, input, settings.input, left_out), sample, seed, _report)
     if not corpus.images:
-        raise InputError(f"no images found in {input}; check the path, or its format (input.format in the config)")
+        raise no_images(input, left_out)
+    for line in left_out.lines():
+        print(line, file=sys.stderr, flush=True)
     measured = measure(corpus.sample, storage, kind.make, settings, class_list)
     print(f"model     {kind.describe(settings)}")
     print("\n".join(describe(corpus, measured, estimate(corpus, measured, actors, price), actors, price)))

@@ -16,17 +16,31 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside
 
 
 class InputConfig(Settings):
-    """How the input is read. `format` auto goes by the URI's ending: .parquet or .csv is a list, .tar is
-    WebDataset, anything else a folder, prefix or glob of image files."""
+    """How the input is read; docs/INPUTS.md has the forms and formats.
+
+    `format`: auto goes by the URI's ending: lists (.parquet .csv .tsv .txt .jsonl .json), .tar is WebDataset,
+    anything else a folder, prefix or glob of image files. `include`, `exclude`: globs on the image id; one without
+    a slash is for the last part. `any_name`: take files without an image's ending, by content. `truncated`: a file
+    whose last bytes are missing fails, or is labeled with what there is. `skip_damaged`: continue after a damaged
+    tar, without what follows the damage.
+    """
 
     format: Literal["auto", "images", "list", "parquet", "tar"] = "auto"
     id_column: str = "image_id"
     uri_column: str = "uri"
     image_column: str = "image"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    any_name: bool = False
+    truncated: Literal["refuse", "accept"] = "refuse"
+    skip_damaged: bool = False
 
 
 class ShardConfig(Settings):
-    """A shard is closed at `images` images or `megabytes` of encoded bytes, whichever comes first."""
+    """A shard is closed at `images` images or `megabytes` of encoded bytes, whichever comes first.
+
+    Row groups of Parquet files stay whole, as long as they are at most four times that: each is then read once.
+    """
 
     images: PositiveInt = 256
     megabytes: PositiveInt = 128

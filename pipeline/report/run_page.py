@@ -60,6 +60,7 @@ def render_run(
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
+            "left_out": collected.manifest.left_out.lines(),
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),
