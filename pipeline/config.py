@@ -6,12 +6,14 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 
+from cliper.model.class_text import class_lines
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ClassListError, ConfigError
 
 S = TypeVar("S", bound=Settings)
 
+EMBEDDED_CLASSES = "tiny"  # the list that the embedded model was trained for
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside this package
 
 
@@ -133,10 +135,29 @@ def load_classes(name: str) -> ClassList:
     """Read a class file or a shipped class list by name. Raises ClassListError or ConfigError."""
     path = find("classes", name)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ClassListError(f"{path} is not UTF-8 text: {error}") from error
-    return ClassList.parse(lines, str(path))
+    return ClassList.parse(class_lines(text, str(path)), str(path))
+
+
+def classes_for(name: str | None, config: JobConfig) -> ClassList:
+    """The class list called `name`; without one, that of the embedded model. Raises as load_classes does.
+
+    Raises ConfigError for another model without classes: it has none of its own.
+    """
+    if name is None and not config.model.backbone.model.startswith("embedded:"):
+        raise ConfigError(
+            f"--classes is needed: {config.model.backbone.model} has no classes of its own. Give a file with one "
+            f"class per line, or a shipped list: {', '.join(shipped('classes'))}"
+        )
+    return load_classes(name or EMBEDDED_CLASSES)
+
+
+def describe_classes(classes: ClassList, most: int = 5) -> str:
+    """How many classes there are, and the first of them, in one line."""
+    more = ", ..." if len(classes) > most else ""
+    return f"{len(classes)}: {', '.join(classes.names[:most])}{more}"
 
 
 def pick(setting: str, name: str, known: dict[str, Any]) -> Any:
