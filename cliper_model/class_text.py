@@ -57,8 +57,8 @@ def _checked(line: str, number: int, source: str) -> str:
     word = {"\t": "tab", ",": "comma", ";": "semicolon"}[found]
     first, _, rest = (part.strip() for part in name.partition(found))
     raise ClassListError(
-        f"{source}: class {number} would be '{name.strip()}', with a {word}: write one class per line, all classes "
-        f"on one line, or '{first} = {first} | {rest}' for one class with several words"
+        f"{source}: class {number} would be '{name.strip()}', with a {word}: write one class per line, all on "
+        f"one line, or '{first} = {first} | {rest}' for one class with several words"
     )
 
 
@@ -67,8 +67,8 @@ def _in_order(pairs: Sequence[tuple[int, str]], source: str) -> list[str]:
     numbers = [number for number, _ in pairs]
     if first not in (0, 1) or numbers != list(range(first, first + len(pairs))):
         raise ClassListError(
-            f"{source}: read as numbered classes, but the numbers are {str(numbers[:6])[1:-1]}, ...: they must go up "
-            "by one from 0 or 1; in a mask, the first class is label 1"
+            f"{source}: read as numbered classes, but the numbers are {str(numbers[:6])[1:-1]}, ...: they must go "
+            "up by one from 0 or 1; in a mask, the first class is label 1"
         )
     return [name for _, name in pairs]
 
