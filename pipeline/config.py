@@ -41,7 +41,7 @@ class InputConfig(Settings):
 class ShardConfig(Settings):
     """A shard is closed at `images` images or `megabytes` of encoded bytes, whichever comes first.
 
-    Row groups of Parquet files stay whole, as long as they are at most four times that: each is then read once.
+    A row group of images in Parquet stays whole, to be read once, up to 4 times the bytes and 32 times the images.
     """
 
     images: PositiveInt = 256

@@ -61,12 +61,20 @@ class LeftOut:
             f"left out  {count:,} {suffix or 'without ending'}: {reason}"
             for (suffix, reason), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
         ]
-        alike = [
-            f"notice    {count:,} images are labeled whose names look like masks (the first: {first}); "
-            f"leave them out with --exclude '{pattern}'"
-            for pattern, (count, first) in sorted(self.lookalikes.items())
+        return [*left, *self._alike(), *(f"notice    {line}" for line in self.notes)]
+
+    def _alike(self) -> list[str]:
+        if not self.lookalikes:
+            return []
+        count, first = (
+            sum(n for n, _ in self.lookalikes.values()),
+            min(name for _, name in self.lookalikes.values()),
+        )
+        options = " ".join(f"--exclude '{pattern}'" for pattern in sorted(self.lookalikes))
+        return [
+            f"notice    names that look like masks, among the images to label: {count:,} (for example {first}); "
+            f"leave them out with {options}"
         ]
-        return [*left, *alike, *(f"notice    {line}" for line in self.notes)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the manifest's index."""

@@ -23,7 +23,8 @@ from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, join
 
 SHARDS_PER_PART = 1000
-LARGE_GROUP = 4  # times the limits of a shard
+LARGE_GROUP = 32  # times the images of a shard: a row group of more is split, and then read more than once
+LARGE_BYTES = 4  # the same, times its bytes
 
 SCHEMA = pa.schema(
     [
@@ -128,8 +129,7 @@ def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
 def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
     """Group entries in order; a shard closes at `limits.images` or before it exceeds `limits.megabytes`.
 
-    A row group of a Parquet file is not split, so that it is read once, unless it exceeds the limits LARGE_GROUP
-    times.
+    A row group of a Parquet file is not split, so that it is read once, unless it exceeds the limits many times.
     """
     shard: list[Entry] = []
     size = 0
@@ -148,7 +148,7 @@ def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry
     """What a shard takes together: an entry, or those of a row group."""
     for group in by_row_group(entries):
         size = sum(entry.bytes or 0 for entry in group)
-        if len(group) <= LARGE_GROUP * limits.images and size <= LARGE_GROUP * limits.megabytes * 2**20:
+        if len(group) <= LARGE_GROUP * limits.images and size <= LARGE_BYTES * limits.megabytes * 2**20:
             yield group
         else:
             yield from ([entry] for entry in group)

@@ -76,7 +76,7 @@ class Storage:
 
     def read_range(self, uri: str, start: int, end: int) -> bytes:
         """Return the bytes [start, end) of a file, fewer at its end. Raises as `operate` does."""
-        data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path, start, end))
+        data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path, start=start, end=end))
         return data if len(data) <= end - start else data[start:end]  # a web server that ignores ranges
 
     def size(self, uri: str) -> int:

@@ -25,10 +25,11 @@ def _read(uri: str, wanted: tuple[int, int] | None, most: int) -> bytes | Except
         handle = os.open(LocalFileSystem._strip_protocol(uri), os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         return error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        return ImageError("unreadable", "not a regular file, but a folder, FIFO, socket or device")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            return ImageError("unreadable", "not a regular file, but a folder, FIFO, socket or device")
         start, end = wanted or (0, found.st_size)
         if min(end, found.st_size) - start > most:
             return too_large(found.st_size, most)

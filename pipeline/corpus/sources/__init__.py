@@ -53,7 +53,8 @@ def list_entries(
     except CliperError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"input {uri} does not exist") from error
+        silent = " or its server does not answer" if uri.startswith("http") else ""
+        raise InputError(f"input {uri} does not exist{silent}") from error
     except Exception as error:  # backends and libraries raise nearly any type; the user gets one line
         raise InputError(f"input {uri} cannot be listed: {explain(error)}") from error
 

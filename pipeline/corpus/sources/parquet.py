@@ -15,6 +15,9 @@ from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage
 
 
+LARGE_GROUP = 512 << 20  # bytes of images in a row group that are worth a notice
+
+
 def list_parquet_images(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
     """Parquet files (one, a folder, a glob or a brace range) with a column of image bytes, plain or as struct
     {bytes, path}. Only the footers and the column of ids are read.
@@ -28,6 +31,7 @@ def list_parquet_images(storage: Storage, uri: str, config: InputConfig, left_ou
             file = open_parquet(handle, found.uri)
             need_column(found.uri, file.schema_arrow, config.image_column, "--image-column")
             _need_image_type(found.uri, file.schema_arrow.field(config.image_column))
+            _note_large_groups(file, found.uri, config.image_column, left_out)
             for entry in _entries(file, stem, found.uri, config):
                 if selection.row(entry.image_id):
                     yield entry
@@ -42,6 +46,16 @@ def _entries(file: pq.ParquetFile, stem: str, uri: str, config: InputConfig) -> 
         for _ in range(rows):
             yield Entry(next(ids), uri, size, row=row, group=group)
             row += 1
+
+
+def _note_large_groups(file: pq.ParquetFile, uri: str, column: str, left_out: LeftOut) -> None:
+    groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+    largest = max((_column_bytes(group, column) for group in groups), default=0)
+    if largest > LARGE_GROUP:
+        left_out.note(
+            f"{uri} has a row group of {largest >> 20} MB, which every shard cut from it reads whole; "
+            "write it with smaller row groups (row_group_size)"
+        )
 
 
 def _row_ids(file: pq.ParquetFile, stem: str, uri: str, column: str) -> Iterator[str]:

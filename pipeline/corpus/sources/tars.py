@@ -18,7 +18,8 @@ from cliper.pipeline.storage.backend import Storage, is_local
 
 READERS = 16  # tars listed at the same time
 BLOCK = 512
-FIRST_WINDOW, LAST_WINDOW = 1024, 256 * 1024  # bytes of one request
+FIRST_WINDOW, LAST_WINDOW = BLOCK + 1, 256 * 1024  # bytes of one request; tarfile looks one byte before a header
+SMALL_GAP = 32 * 1024  # bytes that are read rather than skipped, for they cost less than one more request
 
 
 @dataclass
@@ -63,7 +64,7 @@ def list_tar(storage: Storage, tar: Found, config: InputConfig) -> Listed:
             reader.read(handle)
         except DamagedError as damage:
             where = f"{tar.uri} is damaged at byte {damage.offset} ({damage})"
-            count = f"{len(listed.entries)} images were found before it"
+            count = f"images found before it: {len(listed.entries)}"
             if not config.skip_damaged:
                 what = f"{tar.uri} is not an uncompressed tar: {damage}" if not damage.offset else where
                 raise InputError(
@@ -177,8 +178,8 @@ def _after_end(handle: Any, place: int) -> int | None:
 class _HeaderReads(io.RawIOBase):
     """A remote file for reading headers that lie far apart.
 
-    A read behind a gap fetches FIRST_WINDOW bytes; every read that goes on where the last fetch ended doubles it,
-    up to LAST_WINDOW, so that small members cost few requests and large ones few bytes.
+    A read far behind the last one fetches FIRST_WINDOW bytes, a header; every read at most SMALL_GAP behind it
+    doubles that, up to LAST_WINDOW. So large members cost few bytes, and small ones few requests.
     """
 
     def __init__(self, storage: Storage, uri: str, size: int) -> None:
@@ -213,7 +214,7 @@ class _HeaderReads(io.RawIOBase):
 
     def _fetch(self, wanted: int) -> None:
         end = self.start + len(self.held)
-        goes_on = self.start <= self.place <= end + BLOCK
+        goes_on = self.start <= self.place <= end + SMALL_GAP
         self.window = min(2 * self.window, LAST_WINDOW) if goes_on else FIRST_WINDOW
         stop = min(self.place + max(wanted, self.window), self.size)
         self.held, self.start = self.storage.read_range(self.uri, self.place, stop), self.place
