@@ -38,11 +38,13 @@ def find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
 
     Raises InputError for what does not exist; counts in `left_out` what is not a regular file.
     """
-    if not _BRACES.search(uri) or _exists(storage, uri):
+    fixed, rest = _literal_part(storage, uri)
+    match = _BRACES.search(rest)
+    if match is None:
         yield from _find(storage, uri, left_out)
         return
-    base = uri[: uri.index("{")].rpartition("/")[0]
-    for piece in braceexpand(uri):
+    base = (fixed + rest[: match.start()]).rpartition("/")[0]
+    for piece in (fixed + expanded for expanded in braceexpand(rest, escape=False)):
         count = 0
         for found in _find(storage, piece, left_out):
             count += 1
@@ -62,7 +64,21 @@ def _find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
         yield from _remote_folder(storage, uri)
 
 
+def _literal_part(storage: Storage, uri: str) -> tuple[str, str]:
+    """Cut a URI behind the longest folder or object that exists under just this name."""
+    if _exists(storage, uri):
+        return uri, ""
+    if not is_local(uri):
+        return "", uri
+    fixed = next(folder for folder in Path(uri).parents if os.path.lexists(folder))
+    kept = str(fixed).rstrip("/")
+    return kept, uri[len(kept) :]
+
+
 def _exists(storage: Storage, uri: str) -> bool:
+    """Whether a URI with special characters is the name of something; without, it is taken for one."""
+    if not (_MAGIC.search(uri) or _BRACES.search(uri)):
+        return True
     if is_local(uri):
         return os.path.lexists(storage.filesystem(uri)[1])
     return not uri.startswith(("http://", "https://")) and storage.exists(uri)
@@ -123,9 +139,7 @@ def _named_local(path: Path, uri: str, left_out: LeftOut) -> Iterator[Found]:
 
 def _local_glob(pattern: Path, left_out: LeftOut) -> Iterator[Found]:
     """Walk the longest folder that exists as it is written; names are relative to it."""
-    fixed = pattern
-    while not os.path.lexists(fixed):
-        fixed = fixed.parent
+    fixed = next(folder for folder in pattern.parents if os.path.lexists(folder))
     rest = pattern.relative_to(fixed).as_posix()
     matches = re.compile(glob_translate(rest)).match
     depth = MOST_DEEP if "**" in rest else rest.count("/")

@@ -14,7 +14,6 @@ from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage
 
-
 LARGE_GROUP = 512 << 20  # bytes of images in a row group that are worth a notice
 
 
