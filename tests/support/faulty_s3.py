@@ -77,6 +77,7 @@ class FaultyS3:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; the second must not wait for the first
     store: FaultyS3
 
     def log_message(self, *arguments: Any) -> None:

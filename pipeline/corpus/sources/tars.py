@@ -16,7 +16,7 @@ from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.storage.backend import Storage, is_local
 
-READERS = 16  # tars listed at the same time
+READERS = 32  # tars listed at the same time
 BLOCK = 512
 FIRST_WINDOW, LAST_WINDOW = BLOCK + 1, 256 * 1024  # bytes of one request; tarfile looks one byte before a header
 SMALL_GAP = 32 * 1024  # bytes that are read rather than skipped, for they cost less than one more request
@@ -50,7 +50,7 @@ def list_tars(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut
         if found.how == "named" or selection.container(found.name, (".tar",), "tar")
     )
     with ThreadPoolExecutor(READERS) as pool:
-        for listed in map_ahead(pool, lambda tar: list_tar(storage, tar, config), tars, ahead=2 * READERS):
+        for listed in map_ahead(pool, lambda tar: list_tar(storage, tar, config), tars, ahead=READERS):
             left_out.add(listed.left_out)
             yield from listed.entries
 
