@@ -43,7 +43,6 @@ class Decoded:
     width: int  # of the file's pixel grid
     height: int
     orientation: int  # EXIF, 1 (upright) to 8
-    pages: int = 1  # of a TIFF, thumbnails and masks not counted; one of them is decoded
 
 
 def decode(data: bytes, max_pixels: int, truncated: Truncated = "refuse") -> Decoded:
@@ -73,14 +72,14 @@ def decode(data: bytes, max_pixels: int, truncated: Truncated = "refuse") -> Dec
 def _decode(data: bytes, max_pixels: int) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            page, count = _select_page(image, data)
+            page = _select_page(image, data)
             _check_size(image.size, max_pixels)
             orientation = exif_orientation(image)
             pixels = to_rgb(image, page)
             # Pillow's TIFF reader turns the image as it loads and then reports orientation 1; others leave it.
             pixels = np.ascontiguousarray(upright(pixels, exif_orientation(image)))
             height, width = pixels.shape[1::-1] if orientation >= 5 else pixels.shape[:2]
-            return Decoded(pixels, width, height, orientation, count)
+            return Decoded(pixels, width, height, orientation)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -93,19 +92,15 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
         raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
 
 
-def _select_page(image: Image.Image, data: bytes) -> tuple[tiff.Page | None, int]:
-    """Turn a TIFF to the page to read, its layout checked; returns the page and how many there are to choose from.
-
-    (None, 1) for other formats.
-    """
+def _select_page(image: Image.Image, data: bytes) -> tiff.Page | None:
+    """Turn a TIFF to the page to read, its layout checked; None for other formats."""
     if image.format != "TIFF":
-        return None, 1
-    found = tiff.pages(data)
-    page = tiff.full_page(found)
+        return None
+    page = tiff.full_page(tiff.pages(data))
     tiff.check_layout(page)
     if page.index:
         image.seek(page.index)
-    return page, max(1, sum(not page.reduced for page in found))
+    return page
 
 
 def _unidentified(data: bytes) -> ImageError:

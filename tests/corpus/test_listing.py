@@ -23,12 +23,15 @@ from cliper.pipeline.corpus.sources.entry import Entry, checked_id
 from cliper.pipeline.corpus.sources.select import mask_pattern
 from cliper.pipeline.errors import InputError, StorageError
 from cliper.pipeline.label.job import open_job
+from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.run.folder import identity_of
 from cliper.pipeline.storage.backend import Storage, absolute
 from tests.corpus.test_inputs import INPUTS
 from tests.corpus.test_tars import listed, loaded, photos, tar
-from tests.support.fakes import BROKEN, CLASSES, jpeg
+from tests.support.direct import label_directly
+from tests.support.fakes import BROKEN, CLASSES, Brightness, jpeg
 from tests.support.faulty_s3 import FaultyS3
+from tests.support.labeled import rows_of
 
 LOCAL = Storage()
 
@@ -73,6 +76,17 @@ def test_nothing_of_a_mixed_folder_is_lost(tmp_path: Path, capsys: pytest.Captur
     assert stored is not None
     assert stored.left_out.total == 5
     assert len(ids(corpus, any_name=True)) == 74
+
+
+def test_the_report_shows_what_was_left_out(tmp_path: Path) -> None:
+    corpus = str(mixed_folder(tmp_path / "in"))
+    run = label_directly(corpus, str(tmp_path / "run"), JobConfig(), CLASSES, Brightness)
+    statuses = Counter(row["status"] for row in rows_of(run))
+    assert statuses == {"ok": 63, "failed": 6}
+    write_run_report(run, str(tmp_path / "report.html"), 1000)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Left out of the corpus" in page
+    assert "5 without ending: no ending; --any-name reads them by content" in page
 
 
 def test_manifests_from_before_still_read(tmp_path: Path) -> None:
