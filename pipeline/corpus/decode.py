@@ -28,8 +28,6 @@ __all__ = [
 
 Truncated = Literal["refuse", "accept"]
 
-MAX_ASPECT = 16  # long side by short side; attention maps grow with its square
-
 _ORIENTATION_TAG = 0x0112
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
@@ -137,18 +135,6 @@ def pixels_claimed(data: bytes) -> int:
             return image.width * image.height
     except Exception:  # `decode` reports what is wrong
         return 0
-
-
-def check_aspect(width: int, height: int) -> None:
-    """Raise ImageError `oversized` for a strip that the model could only see at an enormous size.
-
-    The model resizes the short side to a fixed length, and its attention maps grow with the square of the rest.
-    """
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(
-            "oversized",
-            f"{width} x {height}: the long side is more than {MAX_ASPECT} times the short one; cut it into pieces",
-        )
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:

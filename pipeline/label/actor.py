@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig
-from cliper.pipeline.corpus.decode import Decoded, check_aspect, decode, pixels_claimed, to_file_grid
+from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
 from cliper.pipeline.label.segmenters import SegmenterFactory
@@ -120,9 +120,7 @@ class SegmentShard:
         if data is None:
             return Item(row, error=ImageError(row["error_type"], row["error_message"]), stage="load")
         try:
-            image = decode(data, self.config.max_pixels, self.config.input.truncated)
-            check_aspect(image.width, image.height)
-            return Item(row, image=image)
+            return Item(row, image=decode(data, self.config.max_pixels, self.config.input.truncated))
         except ImageError as error:
             return Item(row, error=error)
 

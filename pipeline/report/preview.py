@@ -17,7 +17,7 @@ from cliper.model.labels import Segmentation
 from cliper.model.resident import Resident
 from cliper.model.segmenter import CLIPer, Scores
 from cliper.pipeline.config import JobConfig, validate
-from cliper.pipeline.corpus.decode import Decoded, check_aspect, decode, to_file_grid
+from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.label.actor import class_entries
 from cliper.pipeline.report.images import OVERLAY_SIDE, colour, mask_layer, picture
 from cliper.pipeline.report.page import render_page
@@ -79,7 +79,6 @@ class Previewer:
         settings = chosen_settings(self.config, choice)
         model = self.resident.segmenter(settings.model, choice.classes)
         image = decode(data, settings.max_pixels, settings.input.truncated)
-        check_aspect(image.width, image.height)
         # The batch `CLIPer.segment` would make of one image: the same sums, so the same mask.
         batch = 1 if model.device.type == "cpu" else settings.model.batch_size
         scores = model.scores([image.pixels] * batch, [image_id] * batch)

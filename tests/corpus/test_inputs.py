@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from cliper.pipeline.config import JobConfig
-from cliper.pipeline.corpus.decode import MAX_ASPECT, check_aspect, decode, pixels_claimed
+from cliper.pipeline.corpus.decode import decode, pixels_claimed
 from cliper.pipeline.corpus.formats import FORMATS, SUFFIXES, sniff, why_left_out
 from cliper.pipeline.errors import ImageError
 from tests.conftest import ROOT
@@ -222,31 +221,6 @@ def test_formats_without_their_library_are_left_out_with_the_remedy() -> None:
     assert "pillow>=11.3" in why_left_out(".avif", core)
     assert sniff((INPUTS / "heic.heic").read_bytes()) == "HEIF"
     assert {"AVIF", "HEIF", "JXL", "JPEG2000"} <= set(FORMATS)
-
-
-@pytest.mark.parametrize("size", [(64, 1), (300, 3), (1, 64), (33, 2)])
-def test_strips_fail_before_the_model_sees_them(tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.new("RGB", size).save(tmp_path / "strip.png")
-    run = label_small(tmp_path, tmp_path / "run", factory=Untouchable)
-    [row] = rows_of(run)
-    assert (row["status"], row["error_type"]) == ("failed", "oversized")
-    assert f"{size[0]} x {size[1]}" in row["error_message"]
-
-
-def test_panoramas_are_labeled() -> None:
-    check_aspect(MAX_ASPECT * 100, 100)
-    with pytest.raises(ImageError, match="more than 16 times"):
-        check_aspect(MAX_ASPECT * 100 + 1, 100)
-
-
-class Untouchable:
-    """A segmenter that must get no image."""
-
-    def __init__(self, config: JobConfig, classes: object) -> None: ...
-
-    def segment(self, images: list[np.ndarray], image_ids: list[str]) -> list[object]:
-        assert not images
-        return []
 
 
 def test_the_option_reaches_the_actor(tmp_path: Path) -> None:
