@@ -1,6 +1,5 @@
 """`cliper label`: images in, masks and metadata in Parquet out."""
 
-import sys
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -84,6 +83,6 @@ def label(
     if new_run:
         output = free_folder(output, storage)
     with clean_stop(output), ExitStack() as held:
-        print(f"classes   {describe_classes(class_list)}", file=sys.stderr, flush=True)
+        print(f"classes   {describe_classes(class_list)}", flush=True)
         job = open_job(input, output, settings, class_list, storage, held)
         execute(job, verbose, limit)
