@@ -86,7 +86,7 @@ def test_the_report_shows_what_was_left_out(tmp_path: Path) -> None:
     write_run_report(run, str(tmp_path / "report.html"), 1000)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Left out of the corpus" in page
-    assert "5 without ending: no ending; --any-name reads them by content" in page
+    assert "<li>5 without ending: no ending; --any-name reads them by content" in page
 
 
 def test_manifests_from_before_still_read(tmp_path: Path) -> None:
