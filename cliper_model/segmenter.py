@@ -24,6 +24,8 @@ from cliper.model.labels import Segmentation, presence_scores, segment_scores
 from cliper.model.prompts import embed_classes
 from cliper.model.refine import refine
 
+MAX_ASPECT = 16  # of what the backbone sees: its attention maps grow with the square of the long side
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -186,10 +188,14 @@ class CLIPer:
         return segment_scores(scores.refined[row], scores.presence[row], size, labels, self.background_plane)
 
     def resized_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) the backbone sees for an image of (H, W): short side as configured, multiples of the patch."""
-        ratio = self.config.fusion.short_side / min(size)
+        """(h, w) the backbone sees for an image of (H, W): short side as configured, multiples of the patch.
+
+        A long side of more than MAX_ASPECT times the short one is squeezed to that.
+        """
+        short = self.config.fusion.short_side
+        ratio = short / min(size)
         patch = patch_size(self.visual)
-        height, width = (max(1, int(side * ratio / patch + 0.5)) * patch for side in size)
+        height, width = (max(1, int(min(side * ratio, MAX_ASPECT * short) / patch + 0.5)) * patch for side in size)
         return height, width
 
     def preprocess(self, image: np.ndarray) -> Tensor:

@@ -19,9 +19,22 @@ from cliper.jobs.common import (
     with_overrides,
     with_preset,
 )
+from cliper.jobs.input_options import (
+    AnyName,
+    Exclude,
+    Format,
+    IdColumn,
+    ImageColumn,
+    Include,
+    InputOptions,
+    SkipDamaged,
+    Truncated,
+    UriColumn,
+    with_input,
+)
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
-from cliper.pipeline.config import load_classes, load_config
+from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import free_folder
 from cliper.pipeline.storage.backend import Storage
@@ -31,10 +44,13 @@ Opt = typer.Option
 
 def label(
     input: Annotated[
-        str, Opt(help="Folder, glob, s3:// prefix, list (.parquet .csv .txt) or .tar", metavar="URI")
+        str, Opt(help="Folder, glob, s3:// prefix, list (.parquet .csv .jsonl .txt) or .tar", metavar="URI")
     ],
     output: Annotated[str, Opt(help="Run folder: local path or s3:// prefix", metavar="URI")],
-    classes: Annotated[str, Opt(help="Class file, one per line, or a shipped list", metavar="FILE")] = "tiny",
+    classes: Annotated[
+        str | None,
+        Opt(help="Class file, one per line, or a shipped list; needed for real weights", metavar="FILE"),
+    ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[
         str, Opt(help="exact, fast (bfloat16, one attention map for all layers) or clip-only")
@@ -53,6 +69,15 @@ def label(
         str | None,
         Opt(help="Stop with exit code 1 when more images fail: a number, or a share like 5%", metavar="N|P%"),
     ] = None,
+    format: Format = None,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    uri_column: UriColumn = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    any_name: AnyName = False,
+    truncated: Truncated = None,
+    skip_damaged: SkipDamaged = False,
     new_run: Annotated[
         bool,
         Opt("--new-run", help="If OUTPUT holds a run, leave it and use the first free OUTPUT-2, OUTPUT-3, ..."),
@@ -65,12 +90,18 @@ def label(
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
+    reading = InputOptions(
+        format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
+    )
     settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size)
+    settings = with_input(settings, reading)
+    class_list = classes_for(classes, settings)
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     wait = parse_duration(wait_for_resources)
     storage = Storage(parse_options(storage_option or []))
     if new_run:
         output = free_folder(output, storage)
     with clean_stop(output), ray_session(verbose, wait) as session, ExitStack() as held:
-        job = open_job(input, output, settings, load_classes(classes), storage, held, session.wants_gpu)
+        print(f"classes   {describe_classes(class_list)}", flush=True)
+        job = open_job(input, output, settings, class_list, storage, held, session.wants_gpu)
         execute(job, session, limit)

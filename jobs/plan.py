@@ -6,9 +6,22 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.common import parse_options, with_preset
-from cliper.pipeline.config import load_classes, load_config, pick
-from cliper.pipeline.corpus.sources import list_entries
-from cliper.pipeline.errors import InputError
+from cliper.jobs.input_options import (
+    AnyName,
+    Exclude,
+    Format,
+    IdColumn,
+    ImageColumn,
+    Include,
+    InputOptions,
+    SkipDamaged,
+    Truncated,
+    UriColumn,
+    with_input,
+)
+from cliper.pipeline.config import classes_for, describe_classes, load_config, pick
+from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.sources import list_entries, no_images
 from cliper.pipeline.label.estimate import Corpus, Estimate, Measured, estimate, measure, sample_corpus
 from cliper.pipeline.label.segmenters import SEGMENTERS
 from cliper.pipeline.storage.backend import Storage
@@ -19,13 +32,24 @@ LISTED_EVERY = 100_000
 
 def plan(
     input: Annotated[str, Opt(help="As for `cliper label`", metavar="URI")],
-    classes: Annotated[str, Opt(help="Class file, or a shipped list", metavar="FILE")] = "tiny",
+    classes: Annotated[
+        str | None, Opt(help="Class file, or a shipped list; needed for real weights", metavar="FILE")
+    ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[str, Opt(help="exact, fast or clip-only, as for `cliper label`")] = "exact",
     sample: Annotated[int, Opt(min=1, help="Images to label for the estimate")] = 64,
     actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
     price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) for an hour")] = None,
     seed: Annotated[int, Opt(help="Decides which images are drawn")] = 0,
+    format: Format = None,
+    image_column: ImageColumn = None,
+    id_column: IdColumn = None,
+    uri_column: UriColumn = None,
+    include: Include = None,
+    exclude: Exclude = None,
+    any_name: AnyName = False,
+    truncated: Truncated = None,
+    skip_damaged: SkipDamaged = False,
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
     ] = None,
@@ -35,15 +59,23 @@ def plan(
     Writes nothing. One actor is measured; actors do not share work, so more of them scale as long as the
     storage keeps up (the line `reading` says what one reader gets).
     """
-    settings, class_list = with_preset(load_config(config), preset), load_classes(classes)
+    reading = InputOptions(
+        format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
+    )
+    settings = with_input(with_preset(load_config(config), preset), reading)
+    class_list = classes_for(classes, settings)
     kind = pick("segmenter", settings.segmenter, SEGMENTERS)
     kind.identity(settings)  # missing weights are found before anything is listed
     storage = Storage(parse_options(storage_option or []))
-    corpus = sample_corpus(list_entries(storage, input, settings.input), sample, seed, _report)
+    left_out = LeftOut()
+    corpus = sample_corpus(list_entries(storage, input, settings.input, left_out), sample, seed, _report)
     if not corpus.images:
-        raise InputError(f"no images found in {input}; check the path, or its format (input.format in the config)")
+        raise no_images(input, left_out)
+    for line in left_out.lines():
+        print(line, file=sys.stderr, flush=True)
     measured = measure(corpus.sample, storage, kind.make, settings, class_list)
     print(f"model     {kind.describe(settings)}")
+    print(f"classes   {describe_classes(class_list)}")
     print("\n".join(describe(corpus, measured, estimate(corpus, measured, actors, price), actors, price)))
 
 

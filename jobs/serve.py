@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cliper.model.errors import CliperError, ConfigError
-from cliper.pipeline.config import CONFIGS, load_classes, load_config
+from cliper.pipeline.config import CONFIGS, classes_for, load_config
 from cliper.pipeline.corpus.decode import SUFFIXES
 
 Opt = typer.Option
@@ -19,7 +19,9 @@ MOST_EXAMPLES = 12
 
 def serve(
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
-    classes: Annotated[str, Opt(help="Class file or shipped list to begin with", metavar="FILE")] = "tiny",
+    classes: Annotated[
+        str | None, Opt(help="Class file or shipped list to begin with; needed for real weights", metavar="FILE")
+    ] = None,
     examples: Annotated[Path | None, Opt(help="Folder of images to pick from", metavar="DIR")] = None,
     host: Annotated[str, Opt(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int, Opt(min=1, max=65535)] = 7860,
@@ -29,7 +31,8 @@ def serve(
     Needs the package's extra `serve`. The model is loaded once; there are no accounts and nothing leaves the
     machine.
     """
-    settings, names, pictures = load_config(config), load_classes(classes), find_examples(examples)
+    settings, pictures = load_config(config), find_examples(examples)
+    names = classes_for(classes, settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     try:
         from cliper.jobs.serve_page import THEME, build_page, css

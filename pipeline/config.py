@@ -6,27 +6,43 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from cliper.model.class_text import class_lines
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ClassListError, ConfigError
 
 S = TypeVar("S", bound=Settings)
 
+EMBEDDED_CLASSES = "tiny"  # the list that the embedded model was trained for
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside this package
 
 
 class InputConfig(Settings):
-    """How the input is read. `format` auto goes by the URI's ending: .parquet or .csv is a list, .tar is
-    WebDataset, anything else a folder, prefix or glob of image files."""
+    """How the input is read; docs/INPUTS.md has the forms and formats.
+
+    `format`: auto goes by the URI's ending: lists (.parquet .csv .tsv .txt .jsonl .json), .tar is WebDataset,
+    anything else a folder, prefix or glob of image files. `include`, `exclude`: globs on the image id; one without
+    a slash is for the last part. `any_name`: take files without an image's ending, by content. `truncated`: a file
+    whose last bytes are missing fails, or is labeled with what there is. `skip_damaged`: continue after a damaged
+    tar, without what follows the damage.
+    """
 
     format: Literal["auto", "images", "list", "parquet", "tar"] = "auto"
     id_column: str = "image_id"
     uri_column: str = "uri"
     image_column: str = "image"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    any_name: bool = False
+    truncated: Literal["refuse", "accept"] = "refuse"
+    skip_damaged: bool = False
 
 
 class ShardConfig(Settings):
-    """A shard is closed at `images` images or `megabytes` of encoded bytes, whichever comes first."""
+    """A shard is closed at `images` images or `megabytes` of encoded bytes, whichever comes first.
+
+    A row group of images in Parquet stays whole, to be read once, up to 4 times the bytes and 32 times the images.
+    """
 
     images: PositiveInt = 256
     megabytes: PositiveInt = 128
@@ -142,10 +158,29 @@ def load_classes(name: str) -> ClassList:
     """Read a class file or a shipped class list by name. Raises ClassListError or ConfigError."""
     path = find("classes", name)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ClassListError(f"{path} is not UTF-8 text: {error}") from error
-    return ClassList.parse(lines, str(path))
+    return ClassList.parse(class_lines(text, str(path)), str(path))
+
+
+def classes_for(name: str | None, config: JobConfig) -> ClassList:
+    """The class list called `name`; without one, that of the embedded model. Raises as load_classes does.
+
+    Raises ConfigError for another model without classes: it has none of its own.
+    """
+    if name is None and not config.model.backbone.model.startswith("embedded:"):
+        raise ConfigError(
+            f"--classes is needed: {config.model.backbone.model} has no classes of its own. Give a file with one "
+            f"class per line, or a shipped list: {', '.join(shipped('classes'))}"
+        )
+    return load_classes(name or EMBEDDED_CLASSES)
+
+
+def describe_classes(classes: ClassList, most: int = 5) -> str:
+    """How many classes there are, and the first of them, in one line."""
+    more = ", ..." if len(classes) > most else ""
+    return f"{len(classes)}: {', '.join(classes.names[:most])}{more}"
 
 
 def pick(setting: str, name: str, known: dict[str, Any]) -> Any:

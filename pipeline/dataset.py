@@ -184,7 +184,7 @@ class MaskDataset(IterableDataset[Example]):
         """Image uint8 [H, W, 3] and mask [H, W], in one grid. Raises ImageError."""
         if isinstance(item.data, ImageError):
             raise item.data
-        found = decode(item.data, self.run.identity["max_pixels"])
+        found = decode(item.data, self.run.identity["max_pixels"], "accept")
         image = to_file_grid(found.pixels, found.orientation)
         mask = self._trusted(unpack_mask(item.row), item.row["classes"])
         if image.shape[:2] != mask.shape:

@@ -1,5 +1,6 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.storage.backend import Storage, explain
+from cliper.pipeline.errors import ImageError
+from cliper.pipeline.storage.backend import Storage, absolute, explain, join
+from cliper.pipeline.storage.local import too_large
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
 SCHEMA = pa.schema(
@@ -23,28 +26,50 @@ SCHEMA = pa.schema(
 )
 
 
-def load_entries(storage: Storage, shard: int, entries: Sequence[Entry], image_column: str) -> pa.Table:
+MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
+
+
+def load_entries(
+    storage: Storage, shard: int, entries: Sequence[Entry], image_column: str, most: int = MOST_BYTES
+) -> pa.Table:
     """Fetch every entry's bytes: a table of SCHEMA in the order of `entries`, `data` null where it failed."""
     fetched: dict[str, bytes | Exception] = {}
-    whole = [entry for entry in entries if entry.row is None]
-    ranges = [None if e.offset is None else (e.offset, e.offset + (e.bytes or 0)) for e in whole]
-    for entry, data in zip(whole, storage.read_many([e.uri for e in whole], ranges), strict=True):
-        fetched[entry.image_id] = data
-    fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column))
+    files = [entry for entry in entries if entry.row is None]
+    fetched.update({e.image_id: too_large(e.bytes, most) for e in files if (e.bytes or 0) > most})
+    files = [entry for entry in files if entry.image_id not in fetched]
+    read = storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+    fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
+    fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
     rows = [
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
+def _span(entry: Entry, most: int) -> tuple[int, int] | None:
+    """The bytes to fetch: a member's, None for a whole file, or for one of unknown size a little too many."""
+    if entry.offset is not None:
+        return entry.offset, entry.offset + (entry.bytes or 0)
+    return (0, most + 1) if entry.bytes is None else None
+
+
+def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
+    """A tar's member that the end of the tar cuts off is an error, not a shorter image."""
+    if entry.offset is None or isinstance(data, Exception) or len(data) == entry.bytes:
+        return data
+    return ImageError("truncated", f"the tar ends inside this member: {len(data)} of {entry.bytes} bytes")
+
+
 def _outcome(data: bytes | Exception) -> dict[str, Any]:
     if isinstance(data, bytes):
         return {"data": data}
+    if isinstance(data, ImageError):
+        return {"error_type": data.kind, "error_message": str(data)}
     kind = "missing" if isinstance(data, FileNotFoundError) else "unreadable"
     return {"error_type": kind, "error_message": explain(data)}
 
 
-def _load_rows(storage: Storage, entries: Sequence[Entry], column: str) -> dict[str, bytes | Exception]:
+def _load_rows(storage: Storage, entries: Sequence[Entry], column: str, most: int) -> dict[str, bytes | Exception]:
     """Images stored in Parquet: each row group that is needed is read once, for this column only."""
     by_file = defaultdict(list)
     for entry in entries:
@@ -52,25 +77,42 @@ def _load_rows(storage: Storage, entries: Sequence[Entry], column: str) -> dict[
     fetched: dict[str, bytes | Exception] = {}
     for uri, members in by_file.items():
         try:
-            with storage.open(uri) as handle:
-                fetched.update(_rows_of(pq.ParquetFile(handle), members, column))
-        except Exception as error:  # a damaged or vanished file costs its own images only
+            with storage.open(uri, ahead=False) as handle:
+                values = _values_of(pq.ParquetFile(handle), members, column)
+        except Exception as error:  # a damaged or vanished file affects only its own images
             fetched.update({entry.image_id: error for entry in members})
+            continue
+        fetched.update({image_id: value for image_id, value in values.items() if not isinstance(value, str)})
+        paths = {image_id: _beside(uri, value) for image_id, value in values.items() if isinstance(value, str)}
+        read = storage.read_many(list(paths.values()), [(0, most + 1)] * len(paths), most)
+        fetched.update(zip(paths, read, strict=True))
     return fetched
 
 
-def _rows_of(file: pq.ParquetFile, entries: Sequence[Entry], column: str) -> dict[str, bytes | Exception]:
+def _values_of(file: pq.ParquetFile, entries: Sequence[Entry], column: str) -> dict[str, bytes | str | Exception]:
+    """Image id to its bytes, or to the path that stands in place of bytes."""
     wanted = {entry.row: entry.image_id for entry in entries}
-    found: dict[str, bytes | Exception] = {}
+    found: dict[str, bytes | str | Exception] = {}
     first = 0
     for group in range(file.metadata.num_row_groups):
         count = file.metadata.row_group(group).num_rows
         inside = [row for row in wanted if row is not None and first <= row < first + count]
         if inside:
             values = file.read_row_group(group, columns=[column]).column(0)
-            for row in inside:
-                value = values[row - first].as_py()
-                found[wanted[row]] = (value["bytes"] if isinstance(value, dict) else value) or b""
+            found.update({wanted[row]: _image_of(values[row - first].as_py()) for row in inside})
         first += count
     missing = FileNotFoundError("the row is no longer in the Parquet file")
     return {entry.image_id: found.get(entry.image_id, missing) for entry in entries}
+
+
+def _image_of(value: Any) -> bytes | str | Exception:
+    if isinstance(value, dict):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if isinstance(value, bytes | str):
+        return value
+    return ImageError("missing", "the row holds no image: null")
+
+
+def _beside(uri: str, path: str) -> str:
+    """The URI of a path in a Parquet file: relative ones are beside it."""
+    return absolute(path) if "://" in path or path.startswith("/") else join(posixpath.dirname(uri), path)

@@ -9,18 +9,22 @@ import io
 import json
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.corpus.sources.parquet import by_row_group
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, join
 
 SHARDS_PER_PART = 1000
+LARGE_GROUP = 32  # times the images of a shard: a row group of more is split, and then read more than once
+LARGE_BYTES = 4  # the same, times its bytes
 
 SCHEMA = pa.schema(
     [
@@ -29,6 +33,7 @@ SCHEMA = pa.schema(
         pa.field("bytes", pa.int64()),  # encoded size; null if the source does not say
         pa.field("offset", pa.int64()),  # first byte inside `uri`, for members of a tar
         pa.field("row", pa.int64()),  # row inside `uri`, for images stored in Parquet
+        pa.field("group", pa.int32()),  # row group of `row`
         pa.field("shard", pa.int32(), nullable=False),
     ]
 )
@@ -50,9 +55,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The index of a written manifest."""
+    """The index of a written manifest, with what the listing left out."""
 
     parts: list[Part]
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def shards(self) -> int:
@@ -83,10 +89,12 @@ def write_manifest(
     run_uri: str,
     limits: ShardConfig,
     on_progress: Callable[[int], None] = lambda count: None,
+    left_out: LeftOut | None = None,
 ) -> Manifest:
     """Cut `entries` into shards and write the manifest; memory stays at one part plus 8 bytes per image.
 
-    Raises InputError for an empty corpus or two images with one id.
+    `left_out`: what listing `entries` counts; kept in the index. Raises InputError for an empty corpus or two
+    images with one id.
     """
     parts: list[Part] = []
     ids = array("Q")
@@ -102,9 +110,9 @@ def write_manifest(
         parts.append(_write_part(pending, parts, storage, run_uri))
     if not parts:
         raise InputError("no images found; check the input, or its format in the config (input.format)")
-    manifest = Manifest(parts)
+    manifest = Manifest(parts, LeftOut() if left_out is None else left_out)
     refuse_collisions(ids, manifest, storage, run_uri)
-    index = json.dumps(asdict(manifest))
+    index = json.dumps({"parts": [asdict(part) for part in parts], "left_out": manifest.left_out.to_json()})
     storage.write(join(run_uri, "manifest", "index.json"), index.encode())
     return manifest
 
@@ -115,22 +123,35 @@ def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
         content = json.loads(storage.read(join(run_uri, "manifest", "index.json")))
     except FileNotFoundError:
         return None
-    return Manifest([Part(**part) for part in content["parts"]])
+    return Manifest([Part(**part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {})))
 
 
 def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
-    """Group entries in order; a shard closes at `limits.images` or before it exceeds `limits.megabytes`."""
+    """Group entries in order; a shard closes at `limits.images` or before it exceeds `limits.megabytes`.
+
+    A row group of a Parquet file is not split, so that it is read once, unless it exceeds the limits many times.
+    """
     shard: list[Entry] = []
     size = 0
-    for entry in entries:
-        extra = entry.bytes or 0
-        if shard and (len(shard) == limits.images or size + extra > limits.megabytes * 2**20):
+    for unit in _units(entries, limits):
+        extra = sum(entry.bytes or 0 for entry in unit)
+        if shard and (len(shard) + len(unit) > limits.images or size + extra > limits.megabytes * 2**20):
             yield shard
             shard, size = [], 0
-        shard.append(entry)
+        shard += unit
         size += extra
     if shard:
         yield shard
+
+
+def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
+    """What a shard takes together: an entry, or those of a row group."""
+    for group in by_row_group(entries):
+        size = sum(entry.bytes or 0 for entry in group)
+        if len(group) <= LARGE_GROUP * limits.images and size <= LARGE_BYTES * limits.megabytes * 2**20:
+            yield group
+        else:
+            yield from ([entry] for entry in group)
 
 
 def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, run_uri: str) -> Part:
@@ -159,14 +180,14 @@ def refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, r
     suspects = set(hashes[counts > 1].tolist())
     if not suspects:
         return
-    seen: dict[str, str] = {}
+    seen: dict[str, Entry] = {}
     for shard in range(manifest.shards):
         for entry in manifest.read_shard(storage, run_uri, shard):
             if id_hash(entry.image_id) not in suspects:
                 continue
             if entry.image_id in seen:
                 raise InputError(
-                    f"image_id '{entry.image_id}' occurs twice: {seen[entry.image_id]} and {entry.uri}; "
-                    "ids must be unique, give them in a column (input.id_column)"
+                    f"image_id '{entry.image_id}' occurs twice: {seen[entry.image_id].place} and {entry.place}; "
+                    f"{entry.remedy}"
                 )
-            seen[entry.image_id] = entry.uri
+            seen[entry.image_id] = entry

@@ -32,7 +32,7 @@ def in_mask_grid(data: bytes, formats: Sequence[str], max_pixels: int) -> tuple[
         plain = without_orientation(data)
         if _look(plain) == ("JPEG", 1):
             return plain, ENDINGS[stored]
-    found = decode(data, max_pixels)
+    found = decode(data, max_pixels, "accept")  # what a run labeled, it accepted
     return _encode(to_file_grid(found.pixels, found.orientation), formats[0]), ENDINGS[formats[0]]
 
 

@@ -136,7 +136,7 @@ class SegmentShard:
             return Item(row, error=ImageError(row["error_type"], row["error_message"]), stage="load")
         with timed("decode", self.run.uri):
             try:
-                return Item(row, image=decode(data, self.config.max_pixels))
+                return Item(row, image=decode(data, self.config.max_pixels, self.config.input.truncated))
             except ImageError as error:
                 return Item(row, error=error)
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig, ResourceConfig, pick
+from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
-from cliper.pipeline.corpus.sources import Entry, list_entries
-from cliper.pipeline.errors import InputError, RunError
+from cliper.pipeline.corpus.sources import Entry, list_entries, no_images
+from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind
 from cliper.pipeline.run.folder import Run, check_folder, identity_of, open_run, read_run
 from cliper.pipeline.run.lease import hold
@@ -48,14 +48,15 @@ def open_job(
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
     pick("mask_codec", config.mask_codec, MASK_CODECS)
     weights = kind.identity(config)
-    entries = _first_listed(storage, input_uri, config)
+    left_out = LeftOut()
+    entries = _first_listed(storage, input_uri, config, left_out)
     config = settle_dtype(config, output, storage, wants_gpu)
     identity = identity_of(config, classes, input_uri, weights)
     check_folder(output, storage, identity)
     if held is not None:
         held.enter_context(hold(output, storage))
     run = open_run(output, storage, identity)
-    manifest = read_manifest(storage, output) or _list_corpus(run, entries, config)
+    manifest = read_manifest(storage, output) or _list_corpus(run, entries, config, left_out)
     return Job(run, manifest, config, classes, kind, kind.describe(config))
 
 
@@ -85,16 +86,17 @@ def _stored_dtype(output: str, storage: Storage) -> str | None:
     return dtype if dtype == "auto" or finished else None
 
 
-def _first_listed(storage: Storage, uri: str, config: JobConfig) -> Iterator[Entry]:
+def _first_listed(storage: Storage, uri: str, config: JobConfig, left_out: LeftOut) -> Iterator[Entry]:
     """The corpus, listed far enough to know that it exists; nothing has been written yet."""
-    entries = list_entries(storage, uri, config.input)
+    entries = list_entries(storage, uri, config.input, left_out)
     first = next(entries, None)
     if first is None:
-        raise InputError(f"no images found in {uri}; check the path, or its format (input.format in the config)")
+        raise no_images(uri, left_out)
     return itertools.chain([first], entries)
 
 
-def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig) -> Manifest:
+def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
+    """Write the manifest, and print what the listing left out."""
     reported = 0
 
     def report(count: int) -> None:
@@ -104,7 +106,10 @@ def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig) -> Manif
             print(f"listed {count} images", file=sys.stderr, flush=True)
 
     try:
-        return write_manifest(entries, run.storage, run.uri, config.shard, report)
-    except CliperError:
+        manifest = write_manifest(entries, run.storage, run.uri, config.shard, report, left_out)
+    except BaseException:
         run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
         raise
+    for line in left_out.lines():
+        print(line, file=sys.stderr, flush=True)
+    return manifest

@@ -10,6 +10,7 @@ import yaml
 from matplotlib import colormaps
 from PIL import Image
 
+from cliper.model.class_text import class_lines
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, ConfigError
 from cliper.model.labels import Segmentation
@@ -77,7 +78,7 @@ class Previewer:
         """
         settings = chosen_settings(self.config, choice)
         model = self.resident.segmenter(settings.model, choice.classes)
-        image = decode(data, settings.max_pixels)
+        image = decode(data, settings.max_pixels, settings.input.truncated)
         # The batch `CLIPer.segment` would make of one image: the same sums, so the same mask.
         batch = 1 if model.device.type == "cpu" else settings.model.batch_size
         scores = model.scores([image.pixels] * batch, [image_id] * batch)
@@ -121,12 +122,12 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def parse_classes(text: str) -> ClassList:
-    """Class names, or `name = prompt`, separated by semicolons. Raises ClassListError."""
+    """Class names, or `name = prompt`, separated by semicolons; or a class file's text. Raises ClassListError."""
     words = parse_words(text)
     comments = [word for word in words if word.startswith("#")]
     if comments:
         raise ClassListError(f"a class cannot begin with '#', which is a comment in a class file: '{comments[0]}'")
-    return ClassList.parse(words, "classes")
+    return ClassList.parse(class_lines("\n".join(words), "classes"), "classes")
 
 
 def class_file(classes: ClassList) -> str:

@@ -76,7 +76,7 @@ def _shown(row: Mapping[str, Any], source: Mapping[str, Any], max_pixels: int) -
     try:
         if source["data"] is None:
             raise ImageError(source["error_type"], source["error_message"])
-        pixels = decode(source["data"], max_pixels).pixels
+        pixels = decode(source["data"], max_pixels, "accept").pixels
         if pixels.shape[:2] == mask.shape:
             photo = picture(pixels)
         else:

@@ -47,6 +47,7 @@ def render_run(
     run, stats = collected.run, collected.stats
     names = ["background", *class_names(run.identity)]
     rows = [_class_row(stats, label, names[label]) for label in (0, *_by_images(stats)) if stats.images[label]]
+    left_out = collected.manifest.left_out.lines()
     stored = json.loads(run.storage.read(join(run.uri, "run.json")))
     return render_page(
         "run_report.html",
@@ -60,6 +61,7 @@ def render_run(
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
+            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),

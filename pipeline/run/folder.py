@@ -25,6 +25,8 @@ from cliper.pipeline.storage.backend import Storage, absolute, join
 
 # Settings that change how a run executes but not what it writes.
 _NOT_IDENTITY = ("resources",)
+# Settings of the input that runs of before did not have: part of the identity only when they are used.
+_LATER_INPUT = {"include", "exclude", "any_name", "truncated", "skip_damaged"}
 _NAMED = 3  # differences that a refusal spells out
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
@@ -74,6 +76,8 @@ def identity_of(
 ) -> dict[str, Any]:
     """Everything that decides what the run writes, as plain JSON values. No secrets: storage options stay out."""
     settings = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
+    new = config.input.model_dump(mode="json", include=_LATER_INPUT, exclude_defaults=True)
+    settings["input"] = {key: v for key, v in settings["input"].items() if key not in _LATER_INPUT} | new
     return {
         "cliper": version("cliper"),
         "input_uri": input_uri,

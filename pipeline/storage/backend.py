@@ -19,8 +19,16 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError
-from cliper.pipeline.storage.retry import fetch_with_retries, is_transient, refuses_keys, with_retries
+from cliper.pipeline.storage.local import read_local, too_large
+from cliper.pipeline.storage.retry import (
+    error_code,
+    fetch_with_retries,
+    is_transient,
+    refuses_keys,
+    with_retries,
+)
 from cliper.pipeline.storage.s3 import list_s3, s3_options
+from cliper.pipeline.storage.web import read_web, web_filesystem
 
 T = TypeVar("T")
 
@@ -41,10 +49,11 @@ class Storage:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def filesystem(self, uri: str) -> tuple[Any, str]:
-        """Return (fsspec filesystem, path inside it)."""
+        """Return (fsspec filesystem, path inside it). Raises StorageError for a scheme that cannot be opened."""
+        if is_local(uri):
+            return fsspec.filesystem("file"), LocalFileSystem._strip_protocol(uri)  # never chained at "::"
         if not uri.startswith("s3://"):
-            filesystem, path = fsspec.core.url_to_fs(uri, **({} if is_local(uri) else dict(self.options)))
-            return filesystem, path
+            return _open_filesystem(uri, self.options)
         filesystem = fsspec.filesystem("s3", **s3_options(self.options))
         filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
         return filesystem, uri.removeprefix("s3://").rstrip("/")
@@ -65,29 +74,52 @@ class Storage:
         data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path))
         return data
 
-    def read_many(self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]) -> list[bytes | Exception]:
+    def read_range(self, uri: str, start: int, end: int) -> bytes:
+        """Return the bytes [start, end) of a file, fewer at its end. Raises as `operate` does."""
+        data: bytes = self.operate(uri, lambda filesystem, path: filesystem.cat_file(path, start=start, end=end))
+        return data if len(data) <= end - start else data[start:end]  # a web server that ignores ranges
+
+    def size(self, uri: str) -> int:
+        """Return a file's size in bytes. Raises as `operate` does."""
+        return int(self.operate(uri, lambda filesystem, path: filesystem.info(path))["size"])
+
+    def read_many(
+        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40
+    ) -> list[bytes | Exception]:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
-        An object that cannot be read is its exception in the result; the others are not affected. Raises
-        StorageError if the storage refuses our keys, or gives none of several objects: that is not the objects'
-        fault, and the run can go on from here another time.
+        An object that cannot be read, or has more than `most` bytes, is its exception in the result; the others
+        are not affected. Raises StorageError if a store refuses our keys, or gives none of several objects: that
+        is not the objects' fault, and the run can go on from here another time. Web hosts are not one store: an
+        object of a dead host is its exception, after a bounded time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[str, list[int]] = {}
         for i, uri in enumerate(uris):
-            by_backend.setdefault("" if is_local(uri) else uri.partition("://")[0], []).append(i)
-        for members in by_backend.values():
-            fetched = self._read_together([uris[i] for i in members], [ranges[i] for i in members])
-            for i, data in zip(members, fetched, strict=True):
+            scheme = uri.partition("://")[0].lower()
+            by_backend.setdefault("" if is_local(uri) else scheme.replace("https", "http"), []).append(i)
+        for scheme, members in by_backend.items():
+            wanted = [uris[i] for i in members], [ranges[i] for i in members]
+            for i, data in zip(members, self._read_from(scheme, *wanted, most), strict=True):
                 results[i] = data
         return results
+
+    def _read_from(
+        self, scheme: str, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int
+    ) -> list[bytes | Exception]:
+        if not scheme:
+            return read_local(uris, ranges, most)
+        if scheme == "http":
+            return read_web(uris, ranges, most, self.options)
+        found = self._read_together(uris, ranges)
+        return [too_large(None, most) if isinstance(data, bytes) and len(data) > most else data for data in found]
 
     def _read_together(
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
     ) -> list[bytes | Exception]:
         try:
             filesystem, _ = self.filesystem(uris[0])
-        except (ValueError, ImportError) as error:  # a scheme nobody knows, or whose package is not installed
+        except StorageError as error:  # an unknown scheme, or one whose package is not installed
             return [error] * len(uris)
         paths = [self.filesystem(uri)[1] for uri in uris]
         starts = [None if r is None else r[0] for r in ranges]
@@ -96,7 +128,7 @@ class Storage:
         def fetch(places: Sequence[int]) -> list[bytes | Exception]:
             wanted = ([values[i] for i in places] for values in (paths, starts, ends))
             found: list[bytes | Exception] = filesystem.cat_ranges(*wanted, on_error="return")
-            return found
+            return [_empty_if_out_of_range(data, starts[i]) for i, data in zip(places, found, strict=True)]
 
         results = fetch_with_retries(fetch, len(uris))
         errors = [result for result in results if isinstance(result, Exception)]
@@ -158,10 +190,15 @@ class Storage:
         found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
         return found
 
-    def open(self, uri: str) -> Any:
-        """Open for random reads (binary, seekable); remote reads are retried like everything else."""
-        handle = self.operate(uri, lambda filesystem, path: filesystem.open(path, "rb"))
-        return handle if is_local(uri) else io.BufferedReader(_RetriedReads(handle, uri))
+    def open(self, uri: str, ahead: bool = True) -> Any:
+        """Open for random reads (binary, seekable); remote reads are retried like everything else.
+
+        `ahead`: whether more is fetched than was asked for, which saves requests where small parts are read in
+        order. Without, every read is one request for just its bytes.
+        """
+        options = {} if ahead or is_local(uri) else {"cache_type": "none"}
+        handle = self.operate(uri, lambda filesystem, path: filesystem.open(path, "rb", **options))
+        return handle if is_local(uri) else io.BufferedReader(_RetriedReads(handle, uri), 8192 if ahead else 1)
 
     def list_files(self, uri: str) -> Iterator[tuple[str, int]]:
         """Yield (path relative to `uri`, size in bytes) of all files below it; see `list_stored`."""
@@ -183,6 +220,11 @@ class Storage:
                 found = with_retries(lambda: filesystem.find(path, detail=True))
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+
+def _empty_if_out_of_range(data: bytes | Exception, start: int | None) -> bytes | Exception:
+    """A range from byte 0 fails for one reason: the object has no bytes."""
+    return b"" if start == 0 and isinstance(data, Exception) and error_code(data) == "InvalidRange" else data
 
 
 class _RetriedReads(io.RawIOBase):
@@ -227,9 +269,42 @@ def is_local(uri: str) -> bool:
     return "://" not in uri or uri.startswith("file://")
 
 
+_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+
+
 def absolute(uri: str) -> str:
-    """A local path from the root: Ray's workers need not stand in the folder a command was given in."""
-    return uri if "://" in uri else str(Path(uri).absolute())
+    """The one form of a URI: a local path from the root, `~` expanded; a scheme in lower case, s3a as s3.
+
+    Ray's workers need not stand in the folder a command was given in.
+    """
+    if "://" not in uri:
+        return str(Path(uri).expanduser().absolute())
+    scheme, _, rest = uri.partition("://")
+    return f"{_ALIASES.get(scheme.lower(), scheme.lower())}://{rest}"
+
+
+def _open_filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return (fsspec filesystem, path inside it) for a remote URI. Raises StorageError."""
+    scheme = uri.partition("://")[0]
+    if scheme in ("http", "https"):
+        return web_filesystem(options), uri
+    if scheme not in fsspec.available_protocols():
+        raise StorageError(
+            f"{uri}: no storage is called {scheme}://; use a local path, s3://, gs://, az:// or http(s)://"
+        )
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+    except ImportError as error:
+        package = _PACKAGES.get(scheme)
+        remedy = f"pip install {package}" if package else explain(error)
+        raise StorageError(f"{scheme}:// needs another package: {remedy}") from error
+    except Exception as error:  # every backend has its own for missing accounts and wrong options
+        raise StorageError(f"cannot open {uri}: {explain(error)}; options go in --storage-option") from error
+    return filesystem, path
+
+
+_PACKAGES = {"gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs"}
+_PACKAGES |= {"hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko", "oss": "ossfs", "oci": "ocifs"}
 
 
 def join(uri: str, *parts: str) -> str:

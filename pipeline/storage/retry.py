@@ -43,12 +43,15 @@ def with_retries(operation: Callable[[], T]) -> T:
 
 
 def fetch_with_retries(
-    fetch: Callable[[Sequence[int]], Sequence[bytes | Exception]], count: int
+    fetch: Callable[[Sequence[int]], Sequence[bytes | Exception]],
+    count: int,
+    most: int = ATTEMPTS,
+    last_start: float = LAST_START,
 ) -> list[bytes | Exception]:
     """Call `fetch` with the places 0 to count - 1, and again with those that failed for a passing reason."""
     results: list[bytes | Exception] = [b""] * count
     left: Sequence[int] = range(count)
-    for _ in attempts():
+    for _ in attempts(most, last_start):
         for place, result in zip(left, fetch(left), strict=True):
             results[place] = result
         left = [i for i in left if isinstance(error := results[i], Exception) and is_transient(error)]
@@ -57,13 +60,13 @@ def fetch_with_retries(
     return results
 
 
-def attempts() -> Iterator[int]:
+def attempts(most: int = ATTEMPTS, last_start: float = LAST_START) -> Iterator[int]:
     """Yield 0, 1, ... before every attempt, pausing in between, until number or time are used up."""
     start = time.monotonic()
-    for attempt in range(ATTEMPTS):
+    for attempt in range(most):
         if attempt:
             time.sleep(random.uniform(0, FIRST_PAUSE * 2 ** (attempt - 1)))
-        if attempt and time.monotonic() - start > LAST_START:
+        if attempt and time.monotonic() - start > last_start:
             return
         yield attempt
 

@@ -8,6 +8,7 @@ import torch
 
 from cliper.model import ClassList, CLIPer, CLIPerConfig, ConfigError
 from cliper.model.diffusion import image_noise
+from cliper.model.segmenter import MAX_ASPECT
 from tests.conftest import PARITY
 
 CLASSES = ClassList.parse(["cat", "cup = a cup of coffee", "person", "sky"])
@@ -134,6 +135,19 @@ def test_extreme_shapes(clip_only: CLIPer, shape: tuple[int, int]) -> None:
         )
     image = np.full((*shape, 3), 127, np.uint8)
     assert clip_only.segment([image], ["thin"])[0].labels.shape == shape
+
+
+@pytest.mark.parametrize("shape", [(1, 64), (3, 300), (64, 1), (2, 40_000)])
+def test_strips_are_seen_at_a_bounded_size(clip_only: CLIPer, shape: tuple[int, int]) -> None:
+    height, width = clip_only.resized_shape(shape)
+    assert max(height, width) == MAX_ASPECT * min(height, width) == MAX_ASPECT * 96
+    image = np.full((*shape, 3), 127, np.uint8)
+    assert clip_only.segment([image], ["a"])[0].labels.shape == shape
+
+
+def test_panoramas_keep_their_aspect(clip_only: CLIPer) -> None:
+    assert clip_only.resized_shape((100, 1600)) == (96, 16 * 96)
+    assert clip_only.resized_shape((100, 1000)) == (96, 10 * 96)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cliper.jobs.common import with_preset
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, CliperError, ConfigError
-from cliper.pipeline.config import JobConfig, load_classes, load_config, shipped
+from cliper.pipeline.config import JobConfig, classes_for, describe_classes, load_classes, load_config, shipped
 
 
 @pytest.mark.parametrize("name", sorted(shipped("label")))
@@ -94,6 +94,66 @@ def test_binary_class_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00caf\xe9")
     with pytest.raises(ClassListError, match="is not UTF-8 text"):
         load_classes(str(file))
+
+
+THREE = ("cat", "dog", "tree")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cat,dog,tree",
+        "cat, dog, tree\n\n",
+        "cat\tdog\ttree\n",
+        "cat; dog; tree",
+        '["cat", "dog", "tree"]',
+        '[{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "tree"}]',
+        '{"0": "cat", "1": "dog", "2": "tree"}',
+        "- cat\n- dog\n- 'tree'\n",
+        "0: cat\n1: dog\n2: tree\n",
+        "1\tcat\n2\tdog\n3\ttree\n",
+        "1,cat\n2,dog\n3,tree\n",
+        "# animals\ncat\n  # and\ndog # a pet\ntree\n\n  \n",
+        "cat\r\ndog\r\ntree\r\n",
+    ],
+)
+def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text(text, newline="")
+    assert load_classes(str(file)) == ClassList(THREE, THREE)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat | kitty'"),
+        ("cat\tanimal\ndog\tanimal\n", "with a tab"),
+        ("1: cat\n5: dog\n", "read as numbered classes, but the numbers are 1, 5"),
+        ("- cat\ndog\n", "only some lines"),
+        ("[cat, dog]", "read as JSON because of its first character"),
+        ('{"cat": 1}', "read as JSON, which is no list"),
+        ("[1, 2]", "1 is not a class name in quotes"),
+    ],
+)
+def test_ambiguous_class_files_are_refused_with_what_was_understood(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text(text)
+    with pytest.raises(ClassListError, match=words):
+        load_classes(str(file))
+
+
+@pytest.mark.parametrize("name", sorted(shipped("classes")))
+def test_shipped_class_lists_are_read_line_by_line(name: str) -> None:
+    lines = shipped("classes")[name].read_text(encoding="utf-8").splitlines()
+    assert load_classes(name) == ClassList.parse(lines)
+
+
+def test_real_weights_need_classes() -> None:
+    assert classes_for(None, JobConfig()) == load_classes("tiny")
+    with pytest.raises(ConfigError, match="--classes is needed: ViT-L-14"):
+        classes_for(None, load_config("vit-l-14"))
+    assert classes_for("voc21", load_config("vit-l-14")) == load_classes("voc21")
+    assert describe_classes(load_classes("tiny")).startswith("19: ")
 
 
 @settings(max_examples=300, deadline=None)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -25,11 +26,12 @@ class Fault:
 
 
 class FaultyS3:
-    """Serves while the block runs. `requests` counts what arrived, by method and path."""
+    """Serves while the block runs. `requests` holds method and path of what arrived; `sent` counts the bytes."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         self.lock = threading.Lock()
         self._faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"store": self})
@@ -75,6 +77,7 @@ class FaultyS3:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes; the second must not wait for the first
     store: FaultyS3
 
     def log_message(self, *arguments: Any) -> None:
@@ -168,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        with self.store.lock:
+            self.store.sent += len(body)
         if self.kind in ("truncate", "stall"):
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
@@ -184,6 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.close()
 
 
+@lru_cache(maxsize=32)
 def _etag(data: bytes) -> str:
     return f'"{hashlib.md5(data).hexdigest()}"'
 

@@ -1,0 +1,66 @@
+"""Command-line options on how the input is read; they stand for the `input` section of a config."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+
+from cliper.pipeline.config import JobConfig, validate
+
+Opt = typer.Option
+_PANEL = "Input"
+
+Format = Annotated[
+    str | None,
+    Opt(help="auto (by the ending), images, list, parquet or tar", metavar="FORM", rich_help_panel=_PANEL),
+]
+ImageColumn = Annotated[
+    str | None, Opt(help="Column of image bytes in Parquet", metavar="NAME", rich_help_panel=_PANEL)
+]
+IdColumn = Annotated[
+    str | None, Opt(help="Column of image ids in Parquet and lists", metavar="NAME", rich_help_panel=_PANEL)
+]
+UriColumn = Annotated[str | None, Opt(help="Column of URIs in lists", metavar="NAME", rich_help_panel=_PANEL)]
+Include = Annotated[
+    list[str] | None,
+    Opt(help="Label only images whose id matches; repeat for more", metavar="GLOB", rich_help_panel=_PANEL),
+]
+Exclude = Annotated[
+    list[str] | None,
+    Opt(
+        help="Leave out images whose id matches, e.g. '*.mask.png'; repeat", metavar="GLOB", rich_help_panel=_PANEL
+    ),
+]
+AnyName = Annotated[
+    bool, Opt("--any-name", help="Take files without an image's ending, by content", rich_help_panel=_PANEL)
+]
+Truncated = Annotated[
+    str | None,
+    Opt(help="Files whose last bytes are missing: refuse or accept", metavar="WHAT", rich_help_panel=_PANEL),
+]
+SkipDamaged = Annotated[
+    bool,
+    Opt("--skip-damaged", help="Go on without what follows the damage in a tar", rich_help_panel=_PANEL),
+]
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What the command line says; None, empty or False leaves a setting as the config has it."""
+
+    format: str | None = None
+    image_column: str | None = None
+    id_column: str | None = None
+    uri_column: str | None = None
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+    any_name: bool = False
+    truncated: str | None = None
+    skip_damaged: bool = False
+
+
+def with_input(config: JobConfig, options: InputOptions) -> JobConfig:
+    """The config with the options put in. Raises ConfigError for a value that is not allowed."""
+    content: dict[str, Any] = config.model_dump()
+    content["input"] |= {key: value for key, value in asdict(options).items() if value}
+    return validate(JobConfig, content, "command line")

@@ -1,0 +1,87 @@
+"""Where images come from. A source is a function that yields one Entry per image; add one to SOURCES."""
+
+import posixpath
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from cliper.model.errors import CliperError
+from cliper.pipeline.config import InputConfig
+from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.sources.entry import Entry
+from cliper.pipeline.corpus.sources.images import list_images
+from cliper.pipeline.corpus.sources.lists import LISTS, list_uris
+from cliper.pipeline.corpus.sources.parquet import list_parquet_images
+from cliper.pipeline.corpus.sources.tars import list_tars
+from cliper.pipeline.errors import InputError
+from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local
+
+__all__ = ["SOURCES", "Entry", "LeftOut", "detect_format", "list_entries", "no_images"]
+
+SOURCES: dict[str, Callable[[Storage, str, InputConfig, LeftOut], Iterator[Entry]]] = {
+    "images": list_images,
+    "list": list_uris,
+    "parquet": list_parquet_images,
+    "tar": list_tars,
+}
+
+_UNPACK = "its members cannot be read by byte range; unpack it to an uncompressed .tar, or to a folder"
+_ARROW = "convert it: datasets.load_from_disk(FOLDER).to_parquet(FILE), then --format parquet"
+_REFUSED = {
+    **dict.fromkeys((".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip"), _UNPACK),
+    **dict.fromkeys((".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _UNPACK),
+    **dict.fromkeys((".arrow", ".feather"), _ARROW),
+    **dict.fromkeys((".tfrecord", ".tfrecords", ".lmdb", ".mdb", ".h5", ".hdf5", ".npz", ".beton", ".mds"), (
+        "no reader for it; write its images to a folder, a .tar, or Parquet with a column of bytes"
+    )),
+}  # fmt: skip
+
+
+def list_entries(
+    storage: Storage, uri: str, config: InputConfig, left_out: LeftOut | None = None
+) -> Iterator[Entry]:
+    """Yield the corpus in a fixed order; what is in the input and not in the corpus is counted in `left_out`.
+
+    Raises CliperError (InputError, StorageError) and nothing else.
+    """
+    uri = absolute(uri)
+    if is_local(uri):
+        uri = storage.filesystem(uri)[1]
+    counts = LeftOut() if left_out is None else left_out
+    try:
+        name = config.format if config.format != "auto" else detect_format(uri)
+        yield from SOURCES[name](storage, uri, config, counts)
+    except CliperError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        silent = " or its server does not answer" if uri.startswith("http") else ""
+        raise InputError(f"input {uri} does not exist{silent}") from error
+    except Exception as error:  # backends and libraries raise nearly any type; the user gets one line
+        raise InputError(f"input {uri} cannot be listed: {explain(error)}") from error
+
+
+def detect_format(uri: str) -> str:
+    """Go by the ending: .parquet, .csv, .jsonl and the like are lists, .tar is WebDataset, else image files.
+
+    Raises InputError for archives and containers that are not read.
+    """
+    if is_local(uri) and Path(uri).is_dir():
+        return "images"
+    name = (uri.partition("?")[0] if uri.startswith("http") else uri).lower()
+    if name.endswith(LISTS):
+        return "list"
+    if name.endswith(".tar"):
+        return "tar"
+    refused = next((suffix for suffix in sorted(_REFUSED, key=len, reverse=True) if name.endswith(suffix)), None)
+    if refused is not None:
+        raise InputError(f"{uri}: {refused} is not read: {_REFUSED[refused]}")
+    return "images"
+
+
+def no_images(uri: str, left_out: LeftOut) -> InputError:
+    """The error of a corpus without images, with what was left out and why."""
+    left = "; ".join(line.removeprefix("left out  ") for line in left_out.lines())
+    found = f". In it, left out: {left}" if left else ""
+    hint = "check the path, or name its form (--format images, list, parquet or tar)"
+    name = posixpath.basename(uri.rstrip("/"))
+    deeper = "; '*' does not look into folders, '**' does" if "*" in name and "**" not in uri else ""
+    return InputError(f"no images found in {uri}; {hint}{deeper}{found}")

@@ -1,0 +1,46 @@
+"""Reading local files that a list names: whatever they are, a read ends."""
+
+import os
+import stat
+from collections.abc import Sequence
+
+from fsspec.implementations.local import LocalFileSystem
+
+from cliper.pipeline.errors import ImageError
+
+
+def read_local(
+    uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int
+) -> list[bytes | Exception]:
+    """Read files, or byte ranges [start, end) of them; one that cannot be read is its exception.
+
+    Only regular files of at most `most` bytes are read: a FIFO would block, a device may never end.
+    """
+    return [_read(uri, wanted, most) for uri, wanted in zip(uris, ranges, strict=True)]
+
+
+def _read(uri: str, wanted: tuple[int, int] | None, most: int) -> bytes | Exception:
+    try:
+        # Not blocking: opening a FIFO without a writer waits for one.
+        handle = os.open(LocalFileSystem._strip_protocol(uri), os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        return error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        return ImageError("unreadable", "not a regular file, but a folder, FIFO, socket or device")
+    with os.fdopen(handle, "rb") as file:
+        start, end = wanted or (0, found.st_size)
+        if min(end, found.st_size) - start > most:
+            return too_large(found.st_size, most)
+        try:
+            file.seek(start)
+            return file.read(max(0, end - start))
+        except OSError as error:
+            return error
+
+
+def too_large(size: int | None, most: int) -> ImageError:
+    """The error of an object whose `size` is above what one image may have."""
+    found = "more" if size is None else f"{size:,} bytes"
+    return ImageError("oversized", f"{found}; an image file may have {most:,} bytes")
