@@ -139,7 +139,7 @@ class LabelConfig(Settings):
     become probabilities over the classes and the best class wins. There the background words, if any, are a class
     of their own, `probability_threshold` turns less certain pixels into background, and the other settings are
     not used.
-    `presence_threshold` (cls_thre): classes at or below it are absent from the image.
+    `presence_threshold` (cls_thre): classes at or below it are absent from the image and cannot win.
     `background_threshold` (bkg_thre): values below it are background; 0 competes with a background plane
     ``(1 - max)^2`` instead. `normalize_per_class` (is_normalize): stretch every class to [0, 1] first.
     """
