@@ -22,10 +22,12 @@ class BackboneConfig(Settings):
     `model`: an open_clip architecture (``ViT-B-16-quickgelu``), ``embedded:tiny``, ``local-dir:FOLDER``
     (``open_clip_config.json`` and weights) or ``hf-hub:OWNER/NAME``.
     `weights`: an open_clip tag (``openai``) or a checkpoint file; only for architecture names.
+    `revision`: branch, tag or commit of the hub repository behind ``hf-hub:`` or a tag; None is its main branch.
     """
 
     model: str = "embedded:tiny"
     weights: str | None = None
+    revision: str | None = None
 
     @model_validator(mode="after")
     def _weights_match_model(self) -> "BackboneConfig":
@@ -36,6 +38,8 @@ class BackboneConfig(Settings):
             raise ValueError(
                 f"weights are needed for '{self.model}': an open_clip tag such as 'openai', or a checkpoint file"
             )
+        if self.revision is not None and self.model.startswith(("embedded:", "local-dir:")):
+            raise ValueError(f"revision must be empty: '{self.model}' does not come from the hub")
         return self
 
 

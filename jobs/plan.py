@@ -37,7 +37,8 @@ def plan(
     """
     settings, class_list = with_preset(load_config(config), preset), load_classes(classes)
     kind = pick("segmenter", settings.segmenter, SEGMENTERS)
-    kind.identity(settings)  # missing weights are found before anything is listed
+    settings = kind.pin(settings)
+    kind.identity(settings)  # weights that are missing or will not load are found before anything is listed
     storage = Storage(parse_options(storage_option or []))
     corpus = sample_corpus(list_entries(storage, input, settings.input), sample, seed, _report)
     if not corpus.images:

@@ -63,8 +63,10 @@ def open_stored(run: Run, actors: int | None, cpus_per_actor: float | None) -> J
     settings, classes = stored_settings(run)
     config = with_overrides(settings, actors, cpus_per_actor, None)
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
-    require_same(run, config, classes, kind.identity(config))
-    return Job(run, manifest, config, classes, kind, kind.describe(config))
+    pinned = kind.pin(config)
+    weights = kind.identity(pinned)
+    require_same(run, config, classes, weights)
+    return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
 def retry_failed(job: Job, failed: dict[int, Failed], verbose: bool) -> RunProgress:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
+from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.corpus.load import load_entries
@@ -36,6 +37,7 @@ from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.evaluate.results import percent
 from cliper.pipeline.flow import one_shard_per_block
 from cliper.pipeline.label.pool import IO_CPUS, Pool
+from cliper.pipeline.label.segmenters import cliper_identity, require_weights
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -90,25 +92,41 @@ class SweepShard:
     """Ray Data actor: a table of load.SCHEMA (one shard) to its summary; writes the shard's counts."""
 
     def __init__(
-        self, config: JobConfig, classes: ClassList, grid: Grid, counter: ShardCounter, cpu_threads: int
+        self,
+        config: JobConfig,
+        classes: ClassList,
+        grid: Grid,
+        counter: ShardCounter,
+        cpu_threads: int,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
-        """Load the model. `cpu_threads` bounds torch's own threads."""
+        """Load the model. `cpu_threads` bounds torch's own threads; `weights` are the hashes of the run.
+
+        An expected error is the problem of every shard: see SegmentShard.
+        """
         import torch
 
         from cliper.model import CLIPer
 
         torch.set_num_threads(cpu_threads)
-        self.model = CLIPer.load(config.model, classes)
         self.config, self.grid, self.counter = config, grid, counter
+        self.refusal: CliperError | None = None
+        try:
+            require_weights(cliper_identity, config, weights or {})
+            self.model = CLIPer.load(config.model, classes)
+        except CliperError as error:
+            self.refusal = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count every variant of one shard's images."""
         shard, problem, images = table.column("shard")[0].as_py(), None, 0
         try:
+            if self.refusal is not None:
+                raise self.refusal
             rows = [row for window in self._windows(table.to_pylist()) for row in self._count(window)]
             images = len(rows) // len(self.grid.variants())
             self._write(shard, rows)
-        except (EvaluationError, ImageError) as error:
+        except (CliperError, ImageError) as error:
             problem = str(error)
         columns = {"shard": [shard], "counted": [images], "problem": pa.array([problem], pa.string())}
         return pa.table(columns)
@@ -166,7 +184,8 @@ def sweep_shards(
         entries = manifest.read_shard(run.storage, run.uri, shard)
         return load_entries(run.storage, shard, entries, config.input.image_column)
 
-    arguments = (config, classes, grid, evaluation.counter(folder), max(1, int(pool.cpus_per_actor)))
+    threads, weights = max(1, int(pool.cpus_per_actor)), run.identity["weights"]
+    arguments = (config, classes, grid, evaluation.counter(folder), threads, weights)
     with one_shard_per_block():
         blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))
         loaded = blocks.map_batches(load, batch_size=None, batch_format="pyarrow", num_cpus=IO_CPUS)

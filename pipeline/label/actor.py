@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from cliper.model.classes import ClassList
+from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
 from cliper.pipeline.errors import ImageError
@@ -59,17 +60,24 @@ class SegmentShard:
         """Load the model. `cpu_threads` bounds torch's own threads, which matter where the model is on a CPU.
 
         `driver` tells this command from those that worked on the run before: see Attempts.begin.
+        An expected error is raised by the first call: Ray reports what a constructor raises as a dead actor.
         """
         import torch
 
         torch.set_num_threads(cpu_threads)
-        self.segmenter = CarefulSegmenter(factory(config, classes))
+        self.refusal: CliperError | None = None
+        try:
+            self.segmenter = CarefulSegmenter(factory(config, classes))
+        except CliperError as error:
+            self.refusal = error.with_traceback(None)
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label one shard: as many rows out as in, in the same order."""
+        """Label one shard: as many rows out as in, in the same order. Raises the CliperError of a failed start."""
+        if self.refusal is not None:
+            raise self.refusal
         [shard] = table.column("shard").unique().to_pylist()
         attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
         rows = [

@@ -21,7 +21,10 @@ from cliper.pipeline.storage.backend import Storage
 
 @dataclass(frozen=True)
 class Job:
-    """A labeling job that has been checked as far as possible without Ray or a GPU."""
+    """A labeling job that has been checked as far as possible without Ray or a GPU.
+
+    `config` and `kind` are for the actors: hub revisions are commits, other weights than the run's are refused.
+    """
 
     run: Run
     manifest: Manifest
@@ -45,7 +48,8 @@ def open_job(
     """
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
     pick("mask_codec", config.mask_codec, MASK_CODECS)
-    weights = kind.identity(config)
+    pinned = kind.pin(config)
+    weights = kind.identity(pinned)
     entries = _first_listed(storage, input_uri, config)
     identity = identity_of(config, classes, input_uri, weights)
     check_folder(output, storage, identity)
@@ -53,7 +57,7 @@ def open_job(
         held.enter_context(hold(output, storage))
     run = open_run(output, storage, identity)
     manifest = read_manifest(storage, output) or _list_corpus(run, entries, config)
-    return Job(run, manifest, config, classes, kind, kind.describe(config))
+    return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
 def _first_listed(storage: Storage, uri: str, config: JobConfig) -> Iterator[Entry]:
