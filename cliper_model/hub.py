@@ -121,7 +121,8 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
         )
     if _is_missing_revision(error):
         return f"'{repository}' has no revision '{revision}'; {_revisions(repository)}"
-    return _no_answer(repository, constants.ENDPOINT, constants.HF_HUB_CACHE, error)
+    at = f"'{repository}'" if revision is None else f"'{repository}' at revision {revision}"
+    return _no_answer(at, constants.ENDPOINT, constants.HF_HUB_CACHE, error)
 
 
 def _gated(repository: str, page: str, status: int | None) -> str:
@@ -136,13 +137,18 @@ def _gated(repository: str, page: str, status: int | None) -> str:
     )
 
 
-def _no_answer(repository: str, endpoint: str, cache: str, error: Exception) -> str:
+def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
     status = _status(error)
     if status in (401, 403):
-        return f"{endpoint} refuses HF_TOKEN ({status}) for '{repository}'; set it to a valid token, or unset it"
-    reason = f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"
+        return f"{endpoint} refuses HF_TOKEN ({status}) for {what}; set it to a valid token, or unset it"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        reason = "is not asked, because HF_HUB_OFFLINE is set"
+    else:
+        reason = (
+            f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"
+        )
     return (
-        f"'{repository}' is not in the cache {cache}, and {endpoint} {reason}; connect to the network once, "
+        f"{what} is not in the cache {cache}, and {endpoint} {reason}; connect to the network once, "
         "set HF_HUB_CACHE to a cache that holds it, or give a local path"
     )
 

@@ -82,7 +82,10 @@ def test_a_node_with_another_commit_in_its_cache(
         job.kind.identity(hub_config("embedded:tiny"))
     with connected(monkeypatch, "http://127.0.0.1:9", other):
         actor, table = first_shard(job)
-        with pytest.raises(WeightsError, match=r"on node .*: 'owner/sd' is not in the cache .*cannot be reached"):
+        with pytest.raises(
+            WeightsError,
+            match=r"on node .*: 'owner/sd' at revision [0-9a-f]{40} is not in the cache .*cannot be reached",
+        ):
             actor(table)
     with connected(monkeypatch, hub.endpoint, other):
         actor, table = first_shard(job)

@@ -43,6 +43,12 @@ def test_a_wrong_id_with_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert "is neither a folder on this machine nor a hub id" in refusal("a/b/c")
 
 
+def test_a_token_that_the_hub_does_not_know(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("owner/sd", SD)
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    assert "refuses HF_TOKEN (401) for 'owner/sd'; set it to a valid token, or unset it" in refusal("owner/sd")
+
+
 def test_a_gated_repository(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("owner/gated", SD, gated=True)
     page = f"{hub.endpoint}/owner/gated"
@@ -82,7 +88,7 @@ def test_without_an_answer_the_cache_is_used(hub: Hub, monkeypatch: pytest.Monke
     message = refusal("owner/other")
     assert "'owner/other' is not in the cache" in message
     assert {"no network": "cannot be reached (ConnectError)", "server error": "answers with error 503",
-            "offline": "cannot be reached (OfflineModeIsEnabled)"}[trouble] in message  # fmt: skip
+            "offline": "is not asked, because HF_HUB_OFFLINE is set"}[trouble] in message  # fmt: skip
     assert "or give a local path" in message
 
 

@@ -94,6 +94,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.down:
             return self._refuse(503, "", "down for maintenance")
+        if self._token() not in (None, MEMBER, STRANGER):
+            return self._refuse(401, "", "Invalid credentials in Authorization header")
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"]:
             return self._about("/".join(parts[2:4]), parts[4:])
