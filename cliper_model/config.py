@@ -71,6 +71,8 @@ class FusionConfig(Settings):
     block's values. `feature_fusion` (fuse_feature): selected layer plus the mean of all. `select_layer`:
     index into the layers, negative from the end. `logit_scale`: temperature of the class softmax.
     `attention_threshold` (attention_thr): share of a class's maximum below which scores are dropped.
+    `combination`: ``v2`` is the official code's; ``v1`` that of the paper's first version: attention is read by
+    rows, and the mean leaves out the last layer.
     `position_dtype`: float16 rounds the resized position embedding as the official code does.
     `sinkhorn`: ``progressive`` is one normalisation round per layer (official); ``converged`` runs all
     rounds first and shares the last map between the layers.
@@ -82,6 +84,7 @@ class FusionConfig(Settings):
     select_layer: int = -1
     logit_scale: Annotated[float, Field(gt=0)] = 100.0
     attention_threshold: Unit = 0.2
+    combination: Literal["v2", "v1"] = "v2"
     position_dtype: Literal["float16", "float32"] = "float16"
     sinkhorn: Literal["progressive", "converged"] = "progressive"
 
