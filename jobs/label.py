@@ -32,6 +32,10 @@ def label(
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
     ] = None,
+    keep_heatmaps: Annotated[
+        int | None,
+        Opt(min=0, help="Write heat maps of the first N images (of the first shard at most)", metavar="N"),
+    ] = None,
     max_failures: Annotated[
         str | None,
         Opt(help="Stop with exit code 1 when more images fail: a number, or a share like 5%", metavar="N|P%"),
@@ -48,6 +52,9 @@ def label(
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
     settings = with_overrides(with_preset(load_config(config), preset), actors, cpus_per_actor, batch_size)
+    if keep_heatmaps is not None:
+        resources = settings.resources.model_copy(update={"keep_heatmaps": keep_heatmaps})
+        settings = settings.model_copy(update={"resources": resources})
     limit = None if max_failures is None else FailureLimit.parse(max_failures)
     storage = Storage(parse_options(storage_option or []))
     if new_run:

@@ -38,6 +38,7 @@ class ResourceConfig(Settings):
     actors: PositiveInt | None = None
     cpus_per_actor: PositiveFloat | None = None
     threads: NonNegativeInt = 2  # decode and encode threads beside the model, per actor
+    keep_heatmaps: NonNegativeInt = 0  # images of the first shard whose heat maps are written (label/heatmaps.py)
     image_seconds: PositiveFloat = 600  # an actor that is this long at each of its images hangs: it is killed
 
 

@@ -17,6 +17,7 @@ from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
+from cliper.pipeline.label.heatmaps import HasHeat, write_heatmaps
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, HungWatch
@@ -72,6 +73,7 @@ class SegmentShard:
             self.refusal = error.with_traceback(None)
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
+        self.shown: set[str] = set()  # images whose heat maps are written
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -80,6 +82,8 @@ class SegmentShard:
             raise self.refusal
         [shard] = table.column("shard").unique().to_pylist()
         attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
+        most = self.config.resources.keep_heatmaps if shard == 0 else 0
+        self.shown = set(table.column("image_id").slice(0, most).to_pylist())
         rows = [
             # `tried` comes from cliper retry, see run/failed.py
             row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}
@@ -137,8 +141,17 @@ class SegmentShard:
         """Segment what could be decoded and hand everything on to the encoding threads."""
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
         results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
+        self._keep_heatmaps([(image, name, found) for (_, image, name), found in zip(good, results, strict=True)])
         by_place = dict(zip([i for i, *_ in good], results, strict=True))
         return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
+
+    def _keep_heatmaps(self, labeled: "list[tuple[Decoded, str, Segmentation | Exception]]") -> None:
+        """Write the heat maps of the images that are to be shown: the first of the first shard."""
+        segmenter = self.segmenter.segmenter
+        for image, name, found in labeled:
+            if name in self.shown and not isinstance(found, Exception) and isinstance(segmenter, HasHeat):
+                heat = segmenter.heat(image.pixels, name)
+                write_heatmaps(self.run, name, image, heat, found, self.classes.names)
 
     @timed("encode")
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cliper.model.classes import ClassList
 from cliper.model.errors import WeightsError
@@ -83,6 +84,13 @@ class CLIPerSegmenter:
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""
         return self.model.segment(images, image_ids)
+
+    def heat(self, image: np.ndarray, image_id: str) -> npt.NDArray[np.float32]:
+        """The scores that compete for the labels of one image: [K, h, w], 0 to 1."""
+        batch = self.model.full_batch  # the batch that `segment` makes of one image: the same sums
+        scores = self.model.scores([image] * batch, [image_id] * batch)
+        heat: npt.NDArray[np.float32] = self.model.heat(scores).cpu().numpy()
+        return heat
 
     def spare(self) -> Segmenter | None:
         """The same model on the CPU in float32, for an image that the GPU has no room for."""
