@@ -184,7 +184,7 @@ def sweep_shards(
         entries = manifest.read_shard(run.storage, run.uri, shard)
         return load_entries(run.storage, shard, entries, config.input.image_column)
 
-    threads, weights = max(1, int(pool.cpus_per_actor)), run.identity["weights"]
+    threads, weights = max(1, int(pool.cpus_per_actor)), run.identity.get("weights")
     arguments = (config, classes, grid, evaluation.counter(folder), threads, weights)
     with one_shard_per_block():
         blocks = ray.data.from_items([{"shard": shard} for shard in shards], override_num_blocks=len(shards))

@@ -15,7 +15,7 @@ from cliper.model.classes import ClassList
 from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
-from cliper.pipeline.errors import ImageError
+from cliper.pipeline.errors import ImageError, ResourceError
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
 from cliper.pipeline.label.heatmaps import HasHeat, write_heatmaps
 from cliper.pipeline.label.segmenters import SegmenterFactory
@@ -71,6 +71,14 @@ class SegmentShard:
             self.segmenter = CarefulSegmenter(factory(config, classes))
         except CliperError as error:
             self.refusal = error.with_traceback(None)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            self.refusal = ResourceError(
+                f"the model does not fit into memory ({reason}); free the device, use fewer --actors, or "
+                "--preset clip-only"
+            )
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
         self.shown: set[str] = set()  # images whose heat maps are written

@@ -11,6 +11,7 @@ from cliper.model.classes import ClassList
 from cliper.model.errors import WeightsError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.flow import label_corpus
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job, open_job
@@ -133,6 +134,18 @@ class Unavailable(Brightness):
 
     def __init__(self, config: JobConfig, classes: ClassList) -> None:
         raise WeightsError("no weights on this node; copy them")
+
+
+def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    def too_large(config: JobConfig, classes: ClassList) -> Brightness:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    write_corpus(tmp_path / "corpus", 1)
+    job = open_job(str(tmp_path / "corpus"), str(tmp_path / "run"), JobConfig(), CLASSES, Storage())
+    actor = SegmentShard(too_large, job.config, job.classes, job.run, cpu_threads=1, driver="me")
+    entries = job.manifest.read_shard(job.run.storage, job.run.uri, 0)
+    with pytest.raises(ResourceError, match=r"does not fit into memory \(CUDA out of memory.*GiB.\); free"):
+        actor(load_entries(job.run.storage, 0, entries, "image"))
 
 
 @pytest.mark.usefixtures("ray_local")
