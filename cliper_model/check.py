@@ -53,7 +53,8 @@ def check_backbone(found: Backbone, name: str) -> None:
     if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
         raise WeightsError(f"backbone '{name}' is not a plain ViT with a CLS token; use e.g. ViT-B-16, ViT-L-14")
     found_sizes = {key.removeprefix("module."): size for key, size in sizes_in([found.checkpoint]).items()}
-    if "visual.conv1.weight" not in found_sizes or "custom_text" in settings:
+    other_text = "custom_text" in settings or "hf_model_name" in settings["text_cfg"]
+    if "visual.conv1.weight" not in found_sizes or other_text:
         return  # a form that open_clip converts; loading it will tell
     with torch.device("meta"):
         model = open_clip.CLIP(**settings)
