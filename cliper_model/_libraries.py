@@ -40,6 +40,10 @@ import diffusers  # noqa: E402  (after the schemas)
 import open_clip  # noqa: E402
 import transformers  # noqa: E402
 
-transformers.utils.logging.disable_progress_bar()  # loading two small files is no news
+from cliper.model.hub import downloads_as_before  # noqa: E402
+
+with downloads_as_before():
+    transformers.utils.logging.disable_progress_bar()  # loading two small files is no news
+    diffusers.utils.logging.disable_progress_bar()
 
 __all__ = ["diffusers", "open_clip", "transformers"]

@@ -3,7 +3,7 @@
 The model's own modules are called one by one; nothing in open_clip is patched or subclassed.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -32,25 +32,29 @@ def load_backbone(config: BackboneConfig, device: torch.device, dtype: torch.dty
     plain ViT with a CLS token.
     """
     from cliper.model._libraries import open_clip
+    from cliper.model.check import check_backbone
 
     found = resolve_backbone(config)
+    check_backbone(found, config.model)
     try:
         model = _create(found)
     except (RuntimeError, ValueError, KeyError, AssertionError) as error:  # open_clip asserts on shapes
         reason = str(error).splitlines()[0]
-        raise WeightsError(f"{found.checkpoint or found.name} does not fit {config.model}: {reason}") from error
+        raise WeightsError(f"{found.checkpoint} does not fit {config.model}: {reason}") from error
     _check_plain_vit(model, config.model)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False), open_clip.get_tokenizer(found.name)
 
 
 def _create(found: Backbone) -> nn.Module:
     from cliper.model._libraries import open_clip
+    from cliper.model.check import clip_settings
 
     if not found.openai:
-        checkpoint = None if found.checkpoint is None else str(found.checkpoint)
+        checkpoint = None if found.name.startswith("local-dir:") else str(found.checkpoint)
         model: nn.Module = open_clip.create_model(found.name, pretrained=checkpoint, require_pretrained=True)
         return model
-    model = open_clip.create_model(found.name, load_weights=False)
+    model = open_clip.CLIP(**clip_settings(found))
+    open_clip.model.set_model_preprocess_cfg(model, asdict(open_clip.transform.PreprocessCfg()))
     state = torch.jit.load(str(found.checkpoint), map_location="cpu").state_dict()
     for name in ("input_resolution", "context_length", "vocab_size"):  # buffers of the archive, not weights
         state.pop(name, None)

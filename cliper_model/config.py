@@ -22,10 +22,12 @@ class BackboneConfig(Settings):
     `model`: an open_clip architecture (``ViT-B-16-quickgelu``), ``embedded:tiny``, ``local-dir:FOLDER``
     (``open_clip_config.json`` and weights) or ``hf-hub:OWNER/NAME``.
     `weights`: an open_clip tag (``openai``) or a checkpoint file; only for architecture names.
+    `revision`: branch, tag or commit of the hub repository behind ``hf-hub:`` or a tag; None is its main branch.
     """
 
     model: str = "embedded:tiny"
     weights: str | None = None
+    revision: str | None = None
 
     @model_validator(mode="after")
     def _weights_match_model(self) -> "BackboneConfig":
@@ -36,6 +38,8 @@ class BackboneConfig(Settings):
             raise ValueError(
                 f"weights are needed for '{self.model}': an open_clip tag such as 'openai', or a checkpoint file"
             )
+        if self.revision is not None and self.model.startswith(("embedded:", "local-dir:")):
+            raise ValueError(f"revision must be empty: '{self.model}' does not come from the hub")
         return self
 
 
@@ -67,6 +71,8 @@ class FusionConfig(Settings):
     block's values. `feature_fusion` (fuse_feature): selected layer plus the mean of all. `select_layer`:
     index into the layers, negative from the end. `logit_scale`: temperature of the class softmax.
     `attention_threshold` (attention_thr): share of a class's maximum below which scores are dropped.
+    `combination`: ``v2`` is the official code's; ``v1`` that of the paper's first version: attention is read by
+    rows, and the mean leaves out the last layer.
     `position_dtype`: float16 rounds the resized position embedding as the official code does.
     `sinkhorn`: ``progressive`` is one normalisation round per layer (official); ``converged`` runs all
     rounds first and shares the last map between the layers.
@@ -78,6 +84,7 @@ class FusionConfig(Settings):
     select_layer: int = -1
     logit_scale: Annotated[float, Field(gt=0)] = 100.0
     attention_threshold: Unit = 0.2
+    combination: Literal["v2", "v1"] = "v2"
     position_dtype: Literal["float16", "float32"] = "float16"
     sinkhorn: Literal["progressive", "converged"] = "progressive"
 
@@ -139,7 +146,7 @@ class LabelConfig(Settings):
     become probabilities over the classes and the best class wins. There the background words, if any, are a class
     of their own, `probability_threshold` turns less certain pixels into background, and the other settings are
     not used.
-    `presence_threshold` (cls_thre): classes at or below it are absent from the image.
+    `presence_threshold` (cls_thre): classes at or below it are absent from the image and cannot win.
     `background_threshold` (bkg_thre): values below it are background; 0 competes with a background plane
     ``(1 - max)^2`` instead. `normalize_per_class` (is_normalize): stretch every class to [0, 1] first.
     """

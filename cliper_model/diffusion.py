@@ -6,7 +6,6 @@ The UNet is stopped at the last attention that is read.
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from cliper.model import kernels
 from cliper.model._libraries import diffusers, transformers
+from cliper.model.check import check_diffusion, check_scheduler, empty_prompt
 from cliper.model.config import FGCConfig
-from cliper.model.errors import ConfigError, WeightsError
-from cliper.model.weights import resolve_diffusion
+from cliper.model.errors import WeightsError
+from cliper.model.unet import attention_modules, wanted_layers
+from cliper.model.weights import Diffusion, resolve_diffusion
 
 LATENT_FACTOR = 8  # pixels per latent, in every Stable Diffusion VAE
 
@@ -92,7 +93,7 @@ class DiffusionAttention:
         self.timestep = self.scheduler.timesteps[config.step_index].to(device)
         self.recorded: dict[int, _Recorded] = {}  # by batch size; CUDA only
         self.modules = attention_modules(self.unet)
-        self.wanted = tuple(_module_index(layer, self.modules) for layer in config.layers)
+        self.wanted = wanted_layers(config, self.modules)
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[QueryKey]:
@@ -134,9 +135,9 @@ class DiffusionAttention:
         noisy = self.scheduler.add_noise(latents, noise.to(latents), self.timestep.expand(len(latents)))
         reads: dict[int, QueryKey] = {}
         wanted = frozenset(self.wanted)
-        for index, (_, module) in enumerate(self.modules):
+        for index, attention in enumerate(self.modules):
             if index in wanted:
-                module.set_processor(_Record(index, reads, wanted))
+                attention.module.set_processor(_Record(index, reads, wanted))
         with contextlib.suppress(_AllRead):
             self.unet(noisy, self.timestep, encoder_hidden_states=self.prompt.expand(len(latents), -1, -1))
         return [reads[index] for index in self.wanted]
@@ -173,57 +174,36 @@ def image_noise(seed: int, image_id: str, side: int) -> Tensor:
     return torch.randn(4, side, side, generator=generator)
 
 
-def attention_modules(unet: Any) -> list[tuple[str, Any]]:
-    """The UNet's attention modules in the order they run: self-attention (attn1), then cross (attn2)."""
-    blocks = [("down_blocks", b) for b in unet.down_blocks] + [("mid_block", unet.mid_block)]
-    blocks += [("up_blocks", b) for b in unet.up_blocks]
-    found = []
-    for _, block in blocks:
-        for transformer in getattr(block, "attentions", None) or []:
-            for layer in transformer.transformer_blocks:
-                found += [("self", layer.attn1), ("cross", layer.attn2)]
-    return found
-
-
-def _module_index(layer: int, modules: list[tuple[str, Any]]) -> int:
-    count = len(modules)
-    if not -count <= layer < count:
-        raise ConfigError(f"fgc.layers: {layer} is out of range; this UNet has {count} attention modules")
-    index = layer % count
-    if modules[index][0] != "self":
-        raise ConfigError(f"fgc.layers: {layer} is cross-attention; use {layer - 1}, the self-attention before it")
-    return index
-
-
 def load_parts(config: FGCConfig, dtype: torch.dtype) -> DiffusionParts:
     """Load `config.model` onto the CPU. Raises WeightsError or ConfigError."""
-    folder = resolve_diffusion(config)
-    try:
-        unet, vae = (
-            network.from_pretrained(folder, subfolder=subfolder, torch_dtype=dtype, low_cpu_mem_usage=False)
-            for network, subfolder in ((diffusers.UNet2DConditionModel, "unet"), (diffusers.AutoencoderKL, "vae"))
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"cannot load Stable Diffusion from {folder}: {str(error).splitlines()[0]}") from error
+    found = resolve_diffusion(config)
+    check_diffusion(found, config)
+    unet = _load(diffusers.UNet2DConditionModel, found, "unet", torch_dtype=dtype, low_cpu_mem_usage=False)
+    vae = _load(diffusers.AutoencoderKL, found, "vae", torch_dtype=dtype, low_cpu_mem_usage=False)
     vae.decoder = vae.post_quant_conv = None
-    return DiffusionParts(unet, vae, _load_scheduler(folder, config), _empty_prompt(folder))
+    return DiffusionParts(unet, vae, _load_scheduler(found.folder, config), _embed_empty_prompt(found))
+
+
+def _load(network: Any, found: Diffusion, part: str, **settings: Any) -> Any:
+    """Load a network in the form that its hash is taken of: variant, and safetensors or pickle."""
+    chosen = found.network(part)
+    form = {"variant": chosen.variant, "use_safetensors": chosen.suffix == "safetensors"}
+    try:
+        return network.from_pretrained(found.folder, subfolder=part, **form, **settings)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"cannot load Stable Diffusion's {part} from {found.folder}: {reason}") from error
 
 
 def _load_scheduler(folder: Path, config: FGCConfig) -> Any:
     """Load the checkpoint's own scheduler, set to `config.steps` timesteps."""
-    name = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    scheduler = getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    scheduler = getattr(diffusers, check_scheduler(folder)).from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(config.steps)
     return scheduler
 
 
-def _empty_prompt(folder: Path) -> Tensor:
+def _embed_empty_prompt(found: Diffusion) -> Tensor:
     """Embed "" once, float32 [1, context, C]; the text encoder is dropped on return."""
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
-    encoder = transformers.CLIPTextModel.from_pretrained(
-        folder, subfolder="text_encoder", torch_dtype=torch.float32
-    )
-    length = tokenizer.model_max_length
-    tokens = tokenizer("", padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    encoder = _load(transformers.CLIPTextModel, found, "text_encoder", torch_dtype=torch.float32)
     with torch.inference_mode():
-        return encoder(tokens.input_ids)[0]
+        return encoder(empty_prompt(found.folder))[0]

@@ -208,9 +208,12 @@ def combine_layers(scores: Tensor, attention: Tensor, config: FusionConfig) -> T
     selected = scores[config.select_layer]  # [B, K, h, w]
     peak = selected.amax(dim=(-2, -1), keepdim=True)
     kept = selected * (selected >= config.attention_threshold * peak)
-    spread = (kept.flatten(2) @ attention).unflatten(-1, scores.shape[-2:])  # [B, K, h, w]
+    weights = attention if config.combination == "v2" else attention.transpose(-2, -1)
+    spread = (kept.flatten(2) @ weights).unflatten(-1, scores.shape[-2:])  # [B, K, h, w]
     if not config.feature_fusion:
         return spread
+    if config.combination == "v1":
+        return spread + scores[:-1].mean(dim=0)
     # The official code thresholds in place, so the selected layer enters the mean thresholded as well.
     mean = (scores.sum(dim=0) - selected + kept) / len(scores)
     return spread + mean

@@ -70,12 +70,12 @@ def segment_scores(
 ) -> Segmentation:
     """Label one image: refined scores [K, h, w] and presence [K], both float32, to a Segmentation of (H, W).
 
-    The presence threshold gates classes only where a background threshold is set, as in the official code.
+    A class whose presence is at or below the presence threshold has score 0 everywhere and cannot win.
     `background_plane` (only for protocol ``mmseg``): one more plane, the last, is the background's.
     """
     if config.protocol == "mmseg":
         return _most_probable(refined, presence, size, config.probability_threshold, background_plane)
-    gated = presence > config.presence_threshold if config.background_threshold > 0 else presence >= 0
+    gated = presence > config.presence_threshold
     kept = _candidates(gated)  # [P]
     bands = _row_bands(size, refined.shape[-2], len(kept), refined.device)
     planes = _scale(refined[kept], (presence * gated)[kept], size, bands, config)
@@ -102,7 +102,8 @@ def _candidates(gated: Tensor) -> Tensor:
     """Indices [P] of the classes to upsample, of a mask [K] of those that can win.
 
     Their number would have to be fetched from an accelerator before its work could go on: there all classes
-    are upsampled, and those that cannot win are weighed with 0, which is below every background threshold.
+    are upsampled, and those that cannot win are weighed with 0, which is below every background threshold and
+    loses to the background plane.
     """
     if gated.device.type == "cpu":
         return gated.nonzero()[:, 0]
@@ -183,7 +184,7 @@ def _decide(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Winner (0 or 1 + plane), confidence and margin of a band [P, rows, W]: each [rows, W]."""
     if len(scores) == 0:
         empty = scores.new_zeros(scores.shape[1:])
-        return empty.int(), empty + 1, empty + threshold
+        return empty.int(), empty + 1, empty + (threshold or 1)  # the background plane is 1 everywhere
     best, plane = scores.max(dim=0)
     second = scores.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
     rival = torch.zeros_like(best) + threshold if threshold > 0 else (1 - best) ** 2

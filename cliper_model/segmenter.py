@@ -187,6 +187,17 @@ class CLIPer:
         labels = settings or self.config.labels
         return segment_scores(scores.refined[row], scores.presence[row], size, labels, self.background_plane)
 
+    def heat(self, scores: Scores, row: int = 0) -> Tensor:
+        """What is compared between classes in image `row`: float32 [K, h, w], 0 to 1, at the scores' own size.
+
+        Protocol ``cliper``: every class scaled to its presence; ``mmseg``: shares of the sum.
+        """
+        refined = scores.refined[row].float()  # [K, h, w]
+        if self.config.labels.protocol == "mmseg":
+            return (refined / refined.sum(dim=0).clamp(min=1e-12)).clamp(0, 1)
+        peak = refined.amax(dim=(1, 2), keepdim=True)
+        return (refined / (peak + 1e-5) * scores.presence[row][: len(refined), None, None]).clamp(0, 1)
+
     def resized_shape(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) the backbone sees for an image of (H, W): short side as configured, multiples of the patch.
 

@@ -6,43 +6,50 @@ missing file is one clear message.
 """
 
 import hashlib
-import warnings
+import json
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from cliper.model.config import BackboneConfig, FGCConfig
+from cliper.model.choose import Network, choose_clip_file, choose_clip_folder, choose_diffusion, choose_network
+from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
+from cliper.model.hub import Choose, fetch, names_in
 
 EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
-
-# What FGC reads from a Stable Diffusion repository: no VAE decoder-only, safety-checker or .bin duplicates.
-_DIFFUSION_FILES = [
-    "scheduler/*",
-    "tokenizer/*",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "unet/config.json",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
-]
-_DIFFUSION_PARTS = ("scheduler", "tokenizer", "text_encoder", "unet", "vae")
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A resolved backbone: the name for open_clip, and the checkpoint file (None: it is inside a local-dir)."""
+    """A resolved backbone: the name for open_clip, its files, and the hub's commit if they come from the hub."""
 
     name: str
-    checkpoint: Path | None
+    checkpoint: Path
     openai: bool
+    files: tuple[Path, ...]  # every file that decides what the backbone computes
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A resolved Stable Diffusion: a diffusers folder, and the hub's commit if it comes from the hub."""
+
+    folder: Path
+    commit: str | None = None
+
+    def network(self, part: str) -> Network:
+        """The form in which a network ("unet", "vae", "text_encoder") is loaded. Raises WeightsError."""
+        found = choose_network(names_in(self.folder), part)
+        if isinstance(found, str):
+            raise WeightsError(f"{self.folder}: missing: {found}")
+        return found
 
     @property
-    def files(self) -> list[Path]:
-        """Every file that decides what the backbone computes."""
-        if self.checkpoint is not None:
-            return [self.checkpoint]
-        return sorted(p for p in Path(self.name.removeprefix("local-dir:")).iterdir() if p.is_file())
+    def files(self) -> tuple[Path, ...]:
+        """Every file that decides what FGC computes, and no other."""
+        return tuple(self.folder / name for name in sorted(choose_diffusion(names_in(self.folder))))
 
 
 def resolve_backbone(config: BackboneConfig) -> Backbone:
@@ -53,12 +60,13 @@ def resolve_backbone(config: BackboneConfig) -> Backbone:
     """
     schema, _, rest = config.model.partition(":")
     if schema == "embedded":
-        return Backbone(f"local-dir:{_embedded(rest, 'clip')}", None, openai=False)
+        return _clip_folder(_embedded(rest, "clip"))
     if schema == "local-dir":
-        return Backbone(f"local-dir:{_local_clip(Path(rest))}", None, openai=False)
+        return _clip_folder(Path(rest))
     if schema == "hf-hub":
-        return Backbone(f"local-dir:{_snapshot(rest, None, ['open_clip*'])}", None, openai=False)
-    return _resolve_open_clip(config.model, config.weights or "")
+        folder = fetch(rest, config.revision, _named(config.model, choose_clip_folder))
+        return _clip_folder(folder, folder.name)
+    return _resolve_open_clip(config)
 
 
 def _embedded(name: str, part: str) -> Path:
@@ -67,15 +75,43 @@ def _embedded(name: str, part: str) -> Path:
     return EMBEDDED[name] / part
 
 
-def _local_clip(folder: Path) -> Path:
-    if not (folder / "open_clip_config.json").is_file():
-        raise WeightsError(f"{folder} has no open_clip_config.json; expected it and a .safetensors beside it")
-    return folder
+def _clip_folder(folder: Path, commit: str | None = None) -> Backbone:
+    if not folder.is_dir():
+        raise WeightsError(f"{folder} is not a folder on this machine")
+    config, checkpoint, *tokenizer = _named(str(folder), choose_clip_folder)(names_in(folder))
+    text = read_json(folder / config).get("model_cfg", {}).get("text_cfg", {})
+    loaded = [config, checkpoint, *(tokenizer if "hf_tokenizer_name" in text else [])]
+    files = tuple(folder / name for name in sorted(loaded))
+    return Backbone(f"local-dir:{folder}", folder / checkpoint, False, files, commit)
 
 
-def _resolve_open_clip(architecture: str, weights: str) -> Backbone:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises WeightsError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds {type(content).__name__}, not an object of settings")
+    return content
+
+
+def _named(place: str, choose: Choose) -> Choose:
+    """`choose` whose errors begin with the place that lacks something."""
+
+    def named(names: Collection[str]) -> list[str]:
+        try:
+            return list(choose(names))
+        except WeightsError as error:
+            raise WeightsError(f"{place}: {error}") from error
+
+    return named
+
+
+def _resolve_open_clip(config: BackboneConfig) -> Backbone:
     from cliper.model._libraries import open_clip
 
+    architecture, weights = config.model, config.weights or ""
     known = open_clip.list_models()
     if architecture not in known:
         close = (
@@ -87,7 +123,7 @@ def _resolve_open_clip(architecture: str, weights: str) -> Backbone:
     if path.is_file():
         openai = _is_torchscript(path)
         _check_gelu(architecture, f"{weights} (an OpenAI archive)", quick_gelu, needed=True if openai else None)
-        return Backbone(architecture, path, openai)
+        return Backbone(architecture, path, openai, (path,))
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if weights not in tags:
         raise WeightsError(
@@ -96,7 +132,21 @@ def _resolve_open_clip(architecture: str, weights: str) -> Backbone:
         )
     tag = open_clip.get_pretrained_cfg(architecture, weights)
     _check_gelu(architecture, f"'{weights}'", quick_gelu, needed=bool(tag.get("quick_gelu", False)))
-    return Backbone(architecture, _download(tag, f"{architecture}/{weights}"), openai=False)
+    return _resolve_tag(architecture, weights, tag, config.revision)
+
+
+def _resolve_tag(architecture: str, weights: str, tag: dict[str, str], revision: str | None) -> Backbone:
+    """The checkpoint an open_clip tag names: OWNER/NAME/FILE or OWNER/NAME/ on the hub."""
+    repository, _, filename = tag.get("hf_hub", "").rpartition("/")
+    if not repository:
+        raise WeightsError(
+            f"'{weights}' of {architecture} is not on the hub; download {tag.get('url')} and give the file as "
+            "backbone.weights"
+        )
+    choose = _named(f"{architecture}/{weights} ({repository})", partial(choose_clip_file, filename=filename))
+    folder = fetch(repository, revision, choose)
+    [name] = choose(names_in(folder))
+    return Backbone(architecture, folder / name, False, (folder / name,), folder.name)
 
 
 def _check_gelu(architecture: str, weights: str, has: bool, needed: bool | None) -> None:
@@ -121,61 +171,40 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.split("/")[-1] == "constants.pkl" for name in archive.namelist())
 
 
-def _download(tag: dict[str, object], what: str) -> Path:
-    from cliper.model._libraries import open_clip
-
-    try:
-        return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # the hub client raises many types for "no network" and "not there"
-        raise WeightsError(_unreachable(what, error)) from error
-
-
-def _unreachable(what: str, error: Exception) -> str:
-    return (
-        f"weights '{what}' are not on this machine and could not be downloaded ({type(error).__name__}); "
-        "connect to the network once, or give a local path"
-    )
-
-
-def resolve_diffusion(config: FGCConfig) -> Path:
+def resolve_diffusion(config: FGCConfig) -> Diffusion:
     """Return the diffusers folder, downloading what FGC needs of a hub id if it is not in the cache.
 
     Raises WeightsError for an incomplete folder or a download that failed.
     """
+    choose = _named(config.model, choose_diffusion)
     if config.model.startswith("embedded:"):
-        folder = _embedded(config.model.removeprefix("embedded:"), "sd")
-    elif Path(config.model).is_dir():
-        folder = Path(config.model)
-    elif config.model.startswith((".", "/", "~")):
+        return Diffusion(_embedded(config.model.removeprefix("embedded:"), "sd"))
+    if Path(config.model).is_dir():
+        choose(names_in(Path(config.model)))
+        return Diffusion(Path(config.model))
+    if config.model.startswith((".", "/", "~")):
         raise WeightsError(f"fgc.model '{config.model}' is not a folder on this machine")
-    else:
-        folder = _snapshot(config.model, config.revision, _DIFFUSION_FILES)
-    missing = [part for part in _DIFFUSION_PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise WeightsError(f"{folder} is not a complete diffusers folder: {', '.join(missing)} missing")
-    return folder
+    folder = fetch(config.model, config.revision, choose)
+    return Diffusion(folder, folder.name)
 
 
-def _snapshot(repository: str, revision: str | None, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
+def pin(config: CLIPerConfig) -> CLIPerConfig:
+    """The same configuration with every hub revision replaced by the commit it stands for now.
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many types for "no network" and "not there"
-        raise WeightsError(_unreachable(repository, error)) from error
+    Files that are not in the cache are downloaded. Raises WeightsError.
+    """
+    backbone, fgc = config.backbone, config.fgc
+    if (commit := resolve_backbone(backbone).commit) is not None:
+        backbone = backbone.model_copy(update={"revision": commit})
+    if fgc is not None and (commit := resolve_diffusion(fgc).commit) is not None:
+        fgc = fgc.model_copy(update={"revision": commit})
+    return config.model_copy(update={"backbone": backbone, "fgc": fgc})
 
 
-def sha256_of(files: list[Path]) -> str:
+def sha256_of(files: tuple[Path, ...] | list[Path]) -> str:
     """Return one hash over names and contents of `files` (hex, 64 characters)."""
     total = hashlib.sha256()
     for path in files:
         with path.open("rb") as handle:
             total.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
     return total.hexdigest()
-
-
-def diffusion_files(folder: Path) -> list[Path]:
-    """Every file of a diffusers folder that decides what FGC computes."""
-    return sorted(p for part in _DIFFUSION_PARTS for p in (folder / part).rglob("*") if p.is_file())

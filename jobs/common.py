@@ -92,6 +92,7 @@ class Resources:
     actors_per_gpu: int | None = None
     cpus_per_actor: float | None = None
     accelerator_type: str | None = None
+    keep_heatmaps: int | None = None
 
 
 def with_overrides(config: JobConfig, resources: Resources, batch_size: int | None = None) -> JobConfig:

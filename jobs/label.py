@@ -65,6 +65,10 @@ def label(
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
     ] = None,
+    keep_heatmaps: Annotated[
+        int | None,
+        Opt(min=0, help="Write heat maps of the first N images (of the first shard at most)", metavar="N"),
+    ] = None,
     max_failures: Annotated[
         str | None,
         Opt(help="Stop with exit code 1 when more images fail: a number, or a share like 5%", metavar="N|P%"),
@@ -89,7 +93,7 @@ def label(
     Run the same command again to continue an interrupted run: finished shards are not computed again. One command
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
     """
-    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
+    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type, keep_heatmaps)
     reading = InputOptions(
         format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
     )

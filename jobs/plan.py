@@ -65,7 +65,8 @@ def plan(
     settings = with_input(with_preset(load_config(config), preset), reading)
     class_list = classes_for(classes, settings)
     kind = pick("segmenter", settings.segmenter, SEGMENTERS)
-    kind.identity(settings)  # missing weights are found before anything is listed
+    settings = kind.pin(settings)
+    kind.identity(settings)  # weights that are missing or will not load are found before anything is listed
     storage = Storage(parse_options(storage_option or []))
     left_out = LeftOut()
     corpus = sample_corpus(list_entries(storage, input, settings.input, left_out), sample, seed, _report)

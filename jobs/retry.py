@@ -82,8 +82,10 @@ def open_stored(run: Run, resources: Resources) -> Job:
     settings, classes = stored_settings(run)
     config = with_overrides(settings, resources)
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
-    require_same(run, config, classes, kind.identity(config))
-    return Job(run, manifest, config, classes, kind, kind.describe(config))
+    pinned = kind.pin(config)
+    weights = kind.identity(pinned)
+    require_same(run, config, classes, weights)
+    return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
 def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> RunProgress:

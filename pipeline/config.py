@@ -77,6 +77,7 @@ class ResourceConfig(Settings):
     custom: dict[str, PositiveFloat] = Field(default_factory=dict)
     labels: dict[str, str] = Field(default_factory=dict)
     threads: NonNegativeInt = 2  # decode and encode threads beside the model, per actor
+    keep_heatmaps: NonNegativeInt = 0  # images of the first shard whose heat maps are written (label/heatmaps.py)
     image_seconds: PositiveFloat = 600  # an actor that is this long at each of its images hangs: it is killed
 
 

@@ -16,6 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.support.hub import Hub, connected
+
 ROOT = Path(__file__).parent.parent
 PARITY = ROOT / "tests" / "data" / "parity"
 PHOTOS = ROOT / "examples" / "photos"
@@ -62,6 +64,15 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     save_file({k: v.contiguous() for k, v in state.items()}, folder / "open_clip_model.safetensors")
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A model hub on this machine, which huggingface_hub asks instead of the real one; with an empty cache."""
+    server = Hub()
+    with connected(monkeypatch, server.endpoint, tmp_path / "hub-cache"):
+        yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@
 
 A directory holds a CLIP config and weights, text features, photographs, cases and their recorded outputs.
 Any patch size, width, depth, seed and set of cases will do. Exit code 1 if a case is outside the agreement:
-2e-3 absolute for scores and attention, 99.9% of the pixels for label maps.
+2e-3 absolute for scores and attention, 99.9% of the pixels for label maps. Of the refined scores, 1 entry in
+5,000 may be further off if attention weights that lie on FGC's sharp threshold explain it: which way they fall
+depends on the last bit, and so on the processor (tests/support/sharp.py).
 """
 
 import json
@@ -38,8 +40,10 @@ from cliper.model.labels import presence_scores, segment_scores
 from cliper.model.prompts import embed_prompts, text_bank
 from cliper.model.refine import refine
 from cliper.model.segmenter import CLIPer
+from tests.support.sharp import flip_bound
 
 TOLERANCE = 2e-3
+FLIPPED = 1 / 5000  # share of the refined scores that may be off where a weight lies on the threshold
 PIXEL_AGREEMENT = 0.999
 
 ATTENTION = {"fused-attn": "fused", "q-q": "qq", "k-k": "kk", "v-v": "vv"}
@@ -48,12 +52,16 @@ REFINEMENT = {"SFSA": "chain", "mean": "mean", "selection": "selection"}
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: `error` is a maximum absolute error, or 1 - pixel agreement."""
+    """One comparison: `error` is a maximum absolute error, or 1 - pixel agreement.
+
+    Of refined scores it is the largest error that no weight on the threshold explains; `note` counts the others.
+    """
 
     case: str
     what: str
     error: float
     allowed: float
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -61,7 +69,7 @@ class Row:
 
     def __str__(self) -> str:
         if self.allowed == TOLERANCE:
-            value = f"max abs error {self.error:.2e}"
+            value = f"max abs error {self.error:.2e}{self.note}"
         else:
             value = f"pixels equal {100 * (1 - self.error):.4f}%"
         return f"{'ok  ' if self.ok else 'FAIL'} {self.case:28} {self.what:12} {value}"
@@ -172,10 +180,30 @@ def fgc_rows(recorded: Recorded, case: dict[str, Any]) -> Iterator[Row]:
     refined = refine(
         coarse, layers, config.fusion.attention_threshold, config.fgc.refinement, config.fgc.selection
     )
-    yield Row(name, "refined", maximum_error(refined, arrays["refined"]), TOLERANCE)
+    difference = refined[0].flatten(1) - torch.from_numpy(arrays["refined"].astype(np.float32)).flatten(1)
+    bound, near = flip_bound(
+        coarse[0], layers, config.fusion.attention_threshold, config.fgc.refinement, config.fgc.selection
+    )
+    yield refined_row(name, difference, bound, near)
     presence = presence_scores(coarse, refined)
     yield Row(name, "score", maximum_error(presence, arrays["score"]), TOLERANCE)
     yield from label_rows(recorded, case, refined[0], presence[0], photo.shape[:2])
+
+
+def refined_row(case: str, difference: Tensor, bound: Tensor, near: int) -> Row:
+    """Refined scores: `difference` from the recorded ones and the `bound` of flips, each [K, N].
+
+    Entries outside the tolerance are left out if they are at most 1 in 5,000 and the bound covers each of them.
+    """
+    errors = difference.abs().double()
+    outside = errors > TOLERANCE
+    count, entries = int(outside.sum()), errors.numel()
+    explained = outside & (errors <= TOLERANCE + bound)
+    if count > entries * FLIPPED:
+        explained = torch.zeros_like(outside)
+    left = float(errors.masked_fill(explained, 0).max())
+    note = f"; {count} of {entries} outside, {int(explained.sum())} explained by {near} weights on the threshold"
+    return Row(case, "refined", left, TOLERANCE, note)
 
 
 def attend_row(query: Tensor, key: Tensor, index: int) -> Tensor:
@@ -200,9 +228,6 @@ def label_rows(
 
 def compare(root: Path) -> Iterator[Row]:
     """Every comparison the directory allows."""
-    # As recorded: sums over other numbers of threads round differently, and FGC's threshold is sharp enough for
-    # the last bit of one attention weight to show (4e-3 in one refined score, in exact arithmetic as well).
-    torch.set_num_threads(2)
     recorded = Recorded(root)
     yield from text_rows(recorded)
     for case in recorded.fusion["cases"]:

@@ -42,8 +42,8 @@ DATASETS: dict[str, Dataset] = {
         context.samples, context.WHERE, "context59",
     ),
     "coco_object": Dataset(
-        "COCO-Object", WITH_BACKGROUND, {"instances": 5000, "stuff": 5000}, coco.object_samples, coco.WHERE,
-        "coco_object",
+        "COCO-Object", WITH_BACKGROUND, {"instances": 5000, "stuff": 5000, "masks": 5000}, coco.object_samples,
+        coco.WHERE, "coco_object",
     ),
     "coco_stuff": Dataset(
         "COCO-Stuff 164k", WITHOUT_BACKGROUND, {"stuff": 5000}, coco.stuff_samples, coco.WHERE_STUFF, "coco_stuff"

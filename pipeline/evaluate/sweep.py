@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
+from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.errors import EvaluationError, ImageError
@@ -34,6 +35,7 @@ from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.evaluate.results import percent
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.label.segmenters import cliper_identity, device_of, require_weights
 from cliper.pipeline.label.stages import Task, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
@@ -89,26 +91,41 @@ class SweepShard:
     """Ray Data actor: a table of load.SCHEMA (one shard) to its summary; writes the shard's counts."""
 
     def __init__(
-        self, config: JobConfig, classes: ClassList, grid: Grid, counter: ShardCounter, cpu_threads: int
+        self,
+        config: JobConfig,
+        classes: ClassList,
+        grid: Grid,
+        counter: ShardCounter,
+        cpu_threads: int,
+        weights: Mapping[str, str] | None = None,
     ) -> None:
-        """Load the model. `cpu_threads` bounds torch's own threads."""
+        """Load the model. `cpu_threads` bounds torch's own threads; `weights` are the hashes of the run.
+
+        An expected error is the problem of every shard: see SegmentShard.
+        """
         import torch
 
         from cliper.model import CLIPer
 
         torch.set_num_threads(cpu_threads)
-        device = "cpu" if config.resources.device == "cpu" else "auto"
-        self.model = CLIPer.load(config.model, classes, device=device)
         self.config, self.grid, self.counter = config, grid, counter
+        self.refusal: CliperError | None = None
+        try:
+            require_weights(cliper_identity, config, weights or {})
+            self.model = CLIPer.load(config.model, classes, device=device_of(config))
+        except CliperError as error:
+            self.refusal = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Count every variant of one shard's images."""
         shard, problem, images = table.column("shard")[0].as_py(), None, 0
         try:
+            if self.refusal is not None:
+                raise self.refusal
             rows = [row for window in self._windows(table.to_pylist()) for row in self._count(window)]
             images = len(rows) // len(self.grid.variants())
             self._write(shard, rows)
-        except (EvaluationError, ImageError) as error:
+        except (CliperError, ImageError) as error:
             problem = str(error)
         columns = {"shard": [shard], "counted": [images], "problem": pa.array([problem], pa.string())}
         return pa.table(columns)
@@ -153,10 +170,11 @@ def sweep_shards(
     if not tasks:
         return
     counter, threads = evaluation.counter(folder), max(1, int(pool.cpus_per_actor))
+    weights = job.run.identity.get("weights")
     for summary in over_shards(
         [task.as_row() for task in tasks],
         load=lambda row: load_task(job, Task.from_row(row)),
-        actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads),
+        actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads, weights),
         pool=pool,
     ):
         yield check_summary(summary)

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from cliper.model.classes import ClassList
+from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
-from cliper.pipeline.errors import ImageError
+from cliper.pipeline.errors import ImageError, ResourceError
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
+from cliper.pipeline.label.heatmaps import HasHeat, write_heatmaps
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.label.watch import Beat
 from cliper.pipeline.parallel import map_ahead
@@ -62,24 +64,42 @@ class SegmentShard:
         """Load the model. `cpu_threads` bounds torch's own threads, which matter when the model is on a CPU.
 
         `driver` tells this command from those that worked on the run before: see Attempts.begin. On `beat` the
-        actor notes how far it is.
+        actor notes how far it is. An expected error is raised by the first call: Ray reports what a constructor
+        raises as a dead actor.
         """
         import torch
 
         began = time.perf_counter()
         torch.set_num_threads(cpu_threads)
         self.beat = beat
-        self.segmenter = CarefulSegmenter(factory(config, classes))
+        self.refusal: CliperError | None = None
+        try:
+            self.segmenter = CarefulSegmenter(factory(config, classes))
+        except CliperError as error:
+            self.refusal = error.with_traceback(None)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            self.refusal = ResourceError(
+                f"the model does not fit into memory ({reason}); free the device, use fewer --actors, or "
+                "--preset clip-only"
+            )
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
+        self.shown: set[str] = set()  # images whose heat maps are written
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
         if beat is not None:
             beat.loaded(time.perf_counter() - began, device_name())
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label one shard: as many rows out as in, in the same order."""
+        """Label one shard: as many rows out as in, in the same order. Raises the CliperError of a failed start."""
+        if self.refusal is not None:
+            raise self.refusal
         [shard] = table.column("shard").unique().to_pylist()
         attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
+        most = self.config.resources.keep_heatmaps if shard == 0 else 0
+        self.shown = set(table.column("image_id").slice(0, most).to_pylist())
         rows = [
             # `tried` comes from cliper retry, see run/failed.py
             row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}
@@ -145,8 +165,17 @@ class SegmentShard:
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
         with timed("segment", self.run.uri):
             results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])
+        self._keep_heatmaps([(image, name, found) for (_, image, name), found in zip(good, results, strict=True)])
         by_place = dict(zip([i for i, *_ in good], results, strict=True))
         return [self.pool.submit(self._finish, item, by_place.get(i)) for i, item in enumerate(window)]
+
+    def _keep_heatmaps(self, labeled: "list[tuple[Decoded, str, Segmentation | Exception]]") -> None:
+        """Write the heat maps of the images that are to be shown: the first of the first shard."""
+        segmenter = self.segmenter.segmenter
+        for image, name, found in labeled:
+            if name in self.shown and not isinstance(found, Exception) and isinstance(segmenter, HasHeat):
+                heat = segmenter.heat(image.pixels, name)
+                write_heatmaps(self.run, name, image, heat, found, self.classes.names)
 
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
         """Encode a mask, or write down why there is none."""

@@ -21,7 +21,10 @@ from cliper.pipeline.storage.backend import Storage
 
 @dataclass(frozen=True)
 class Job:
-    """A labeling job that has been checked as far as possible without Ray or a GPU."""
+    """A labeling job that has been checked as far as possible without Ray or a GPU.
+
+    `config` and `kind` are for the actors: hub revisions are commits, other weights than the run's are refused.
+    """
 
     run: Run
     manifest: Manifest
@@ -47,31 +50,35 @@ def open_job(
     """
     kind = pick("segmenter", config.segmenter, SEGMENTERS)
     pick("mask_codec", config.mask_codec, MASK_CODECS)
-    weights = kind.identity(config)
+    pinned = kind.pin(config)
+    weights = kind.identity(pinned)
     left_out = LeftOut()
     entries = _first_listed(storage, input_uri, config, left_out)
-    config = settle_dtype(config, output, storage, wants_gpu)
+    dtype = settled_dtype(config, output, storage, wants_gpu)
+    config, pinned = _with_dtype(config, dtype), _with_dtype(pinned, dtype)
     identity = identity_of(config, classes, input_uri, weights)
     check_folder(output, storage, identity)
     if held is not None:
         held.enter_context(hold(output, storage))
     run = open_run(output, storage, identity)
     manifest = read_manifest(storage, output) or _list_corpus(run, entries, config, left_out)
-    return Job(run, manifest, config, classes, kind, kind.describe(config))
+    return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
-def settle_dtype(
+def settled_dtype(
     config: JobConfig, output: str, storage: Storage, wants_gpu: Callable[[ResourceConfig], bool]
-) -> JobConfig:
-    """The config with `model.dtype: auto` replaced by what it stands for, so that the identity names it.
+) -> str:
+    """`model.dtype`, with auto replaced by what it stands for, so that the run's identity names it.
 
     A run whose identity says auto (of version 0.1) or that is finished keeps what it has: nothing will be computed
     that could differ.
     """
     if config.model.dtype != "auto":
-        return config
-    stored = _stored_dtype(output, storage)
-    dtype = stored or ("float16" if wants_gpu(config.resources) else "float32")
+        return config.model.dtype
+    return _stored_dtype(output, storage) or ("float16" if wants_gpu(config.resources) else "float32")
+
+
+def _with_dtype(config: JobConfig, dtype: str) -> JobConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
 
 

@@ -1,12 +1,16 @@
 """The ways to segment. Add one to SEGMENTERS."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from cliper.model.classes import ClassList
+from cliper.model.errors import WeightsError
+from cliper.model.hub import silent_downloads
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.label.fallback import Segmenter
 
@@ -20,13 +24,52 @@ SegmenterFactory = Callable[[JobConfig, ClassList], Segmenter]
 class SegmenterKind:
     """A way to segment: `make` runs in the actor, the rest before Ray starts.
 
-    `identity` names and hashes the weights, and raises a CliperError if they are not there; `describe` is one
-    line for people.
+    `identity` names and hashes the weights, and raises a CliperError if they are not there or will not load;
+    `describe` is one line for people. `pin` returns the configuration with what can change from one machine to the
+    next (a branch of a hub repository) replaced by what it is now.
     """
 
     make: SegmenterFactory
     identity: Callable[[JobConfig], dict[str, str]]
     describe: Callable[[JobConfig], str]
+    pin: Callable[[JobConfig], JobConfig] = lambda config: config
+
+    def verified(self, weights: Mapping[str, str]) -> "SegmenterKind":
+        """The same kind, whose `make` first compares its machine's weights with `weights`, those of the run."""
+        return replace(self, make=Verified(self.make, self.identity, dict(weights)))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A factory that refuses to compute with other weights than the run's. Raises WeightsError."""
+
+    make: SegmenterFactory
+    identity: Callable[[JobConfig], dict[str, str]]
+    weights: dict[str, str]
+
+    def __call__(self, config: JobConfig, classes: ClassList) -> Segmenter:
+        """Compare, then load."""
+        require_weights(self.identity, config, self.weights)
+        return self.make(config, classes)
+
+
+def require_weights(
+    identity: Callable[[JobConfig], dict[str, str]], config: JobConfig, weights: Mapping[str, str]
+) -> None:
+    """Raise WeightsError, with the machine's name, unless its weights are there and have the hashes of the run."""
+    machine = socket.gethostname()
+    try:
+        with silent_downloads():
+            found = identity(config)
+    except WeightsError as error:
+        raise WeightsError(f"on node {machine}: {error}") from error
+    other = [name for name, digest in weights.items() if found.get(name) != digest]
+    if other:
+        name = other[0]
+        raise WeightsError(
+            f"node {machine} has other weights than the run: {name} is {str(found.get(name))[:16]}, run.json says "
+            f"{weights[name][:16]}; give every node the same files (docs/CLUSTER.md), then run the command again"
+        )
 
 
 class CLIPerSegmenter:
@@ -36,12 +79,18 @@ class CLIPerSegmenter:
         from cliper.model import CLIPer
 
         self.config, self.classes = config, classes
-        device = "cpu" if config.resources.device == "cpu" else "auto"
-        self.model = CLIPer.load(config.model, classes, device=device)
+        self.model = CLIPer.load(config.model, classes, device=device_of(config))
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""
         return self.model.segment(images, image_ids)
+
+    def heat(self, image: np.ndarray, image_id: str) -> npt.NDArray[np.float32]:
+        """The scores that compete for the labels of one image: [K, h, w], 0 to 1."""
+        batch = self.model.full_batch  # the batch that `segment` makes of one image: the same sums
+        scores = self.model.scores([image] * batch, [image_id] * batch)
+        heat: npt.NDArray[np.float32] = self.model.heat(scores).cpu().numpy()
+        return heat
 
     def spare(self) -> Segmenter | None:
         """The same model on the CPU in float32, for an image that the GPU has no room for."""
@@ -53,14 +102,34 @@ class CLIPerSegmenter:
         return CLIPer.load(exact, self.classes, device="cpu")
 
 
-def cliper_identity(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of the files of the backbone, and of Stable Diffusion if it is used. Raises WeightsError."""
-    from cliper.model.weights import diffusion_files, resolve_backbone, resolve_diffusion, sha256_of
+def device_of(config: JobConfig) -> str:
+    """The device of an actor, for torch: auto is the GPU that Ray gave it, if any."""
+    return "cpu" if config.resources.device == "cpu" else "auto"
 
-    identity = {"backbone": sha256_of(resolve_backbone(config.model.backbone).files)}
-    if config.model.fgc is not None:
-        identity["fgc"] = sha256_of(diffusion_files(resolve_diffusion(config.model.fgc)))
+
+def cliper_identity(config: JobConfig) -> dict[str, str]:
+    """SHA-256 of the files of the backbone, and of Stable Diffusion if it is used.
+
+    Raises WeightsError if they are missing or would not load, ConfigError if the settings do not fit them.
+    """
+    from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
+
+    backbone, fgc = config.model.backbone, config.model.fgc
+    if not (backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))):
+        from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
+
+        check_weights(config.model)
+    identity = {"backbone": sha256_of(resolve_backbone(backbone).files)}
+    if fgc is not None:
+        identity["fgc"] = sha256_of(resolve_diffusion(fgc).files)
     return identity
+
+
+def pin_cliper(config: JobConfig) -> JobConfig:
+    """Every hub revision as the commit it stands for; downloads what is not in the cache. Raises WeightsError."""
+    from cliper.model.weights import pin
+
+    return config.model_copy(update={"model": pin(config.model)})
 
 
 def describe_cliper(config: JobConfig) -> str:
@@ -70,4 +139,6 @@ def describe_cliper(config: JobConfig) -> str:
     return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
 
 
-SEGMENTERS: dict[str, SegmenterKind] = {"cliper": SegmenterKind(CLIPerSegmenter, cliper_identity, describe_cliper)}
+SEGMENTERS: dict[str, SegmenterKind] = {
+    "cliper": SegmenterKind(CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper)
+}

@@ -15,7 +15,6 @@ from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, ConfigError
 from cliper.model.labels import Segmentation
 from cliper.model.resident import Resident
-from cliper.model.segmenter import CLIPer, Scores
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.label.actor import class_entries
@@ -57,8 +56,7 @@ class Preview:
     @property
     def gates(self) -> bool:
         """Whether the presence threshold takes part in the decision; see `segment_scores`."""
-        labels = self.settings.model.labels
-        return labels.protocol == "cliper" and labels.background_threshold > 0
+        return self.settings.model.labels.protocol == "cliper"
 
 
 class Previewer:
@@ -83,22 +81,7 @@ class Previewer:
         batch = 1 if model.device.type == "cpu" else settings.model.batch_size
         scores = model.scores([image.pixels] * batch, [image_id] * batch)
         found = model.label(scores, 0, image.pixels.shape[:2])
-        return Preview(image_id, image, found, competing_scores(model, scores), choice, settings)
-
-
-def competing_scores(model: CLIPer, scores: Scores) -> npt.NDArray[np.float32]:
-    """What is compared between classes: float32 [K, h, w], 0 to 1, at the scores' own size.
-
-    Protocol ``cliper``: every class scaled to its presence; ``mmseg``: shares of the sum.
-    """
-    refined = scores.refined[0].float()  # [K, h, w]
-    if model.config.labels.protocol == "mmseg":
-        weighed = refined / refined.sum(dim=0).clamp(min=1e-12)
-    else:
-        peak = refined.amax(dim=(1, 2), keepdim=True)
-        weighed = refined / (peak + 1e-5) * scores.presence[0][: len(refined), None, None]
-    heat: npt.NDArray[np.float32] = weighed.clamp(0, 1).cpu().numpy()
-    return heat
+        return Preview(image_id, image, found, model.heat(scores).cpu().numpy(), choice, settings)
 
 
 def chosen_settings(config: JobConfig, choice: Choice) -> JobConfig:

@@ -1,5 +1,6 @@
 """Every benchmark in its own layout and formats: through prepare and evaluate, to a result computed by hand."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +30,10 @@ CASES = [
     ("context59", "png", trees.context_png),
     ("coco_object", "instances", trees.coco_instances),
     ("coco_object", "stuff", trees.coco_object_from_stuff),
+    ("coco_object", "stuff", trees.coco_object_counted),
+    ("coco_object", "masks", trees.coco_object_masks),
     ("coco_stuff", "stuff", trees.coco_stuff),
+    ("coco_stuff", "stuff", trees.coco_stuff_counted),
     ("ade20k", "annotations", trees.ade20k),
     ("cityscapes", "halves", trees.cityscapes),
     ("cityscapes", "halves", trees.cityscapes_train_ids),
@@ -157,6 +161,23 @@ def label(path: str, value: int, shape: tuple[int, int] = trees.SHAPE) -> Callab
     return lambda root: trees.grey(root / path, np.full(shape, value, dtype=np.uint8))
 
 
+def region(**changes) -> Callable[[Path], None]:
+    """Change the first annotation of the instances."""
+
+    def change(root: Path) -> None:
+        content = json.loads((root / INSTANCES).read_text())
+        content["annotations"][0] |= changes
+        (root / INSTANCES).write_text(json.dumps(content))
+
+    return change
+
+
+def zero_borders(file: Path) -> None:
+    labels = np.array(Image.open(file))
+    trees.grey(file, np.where(labels == 255, 0, labels).astype(np.uint8))
+
+
+INSTANCES = "annotations/instances_val2017.json"
 VOC = "VOCdevkit/VOC2012"
 ADE = "ADEChallengeData2016/annotations/validation/ADE_val_00000001.png"
 CITY = "gtFine/val/munster/munster_000001_000019_gtFine_labelIds.png"
@@ -267,7 +288,41 @@ WRONG = [
         "stuff",
         trees.coco_stuff,
         label("annotations/val2017/000000000139.png", 11),
-        "holds 11, which is no COCO-Stuff label",
+        "holds 11, which is no label of this form of COCO-Stuff",
+    ),
+    (
+        "coco_stuff",
+        "stuff",
+        trees.coco_stuff_counted,
+        label("coco2017/stuff_anno164/val2017/000000000139.png", 175),
+        "holds 175, .* original files .* belong in stuffthingmaps/val2017",
+    ),
+    ("coco_object", "instances", trees.coco_instances, rewrite(INSTANCES, "[]"), "has no 'images'"),
+    ("coco_object", "instances", trees.coco_instances, rewrite(INSTANCES, "null"), "has no 'images'"),
+    (
+        "coco_object",
+        "instances",
+        trees.coco_instances,
+        region(segmentation=[[3, 2, 3, 3]]),
+        r"segmentation of annotation 1 is \[\[3, 2, 3, 3\]\]; expected polygons",
+    ),
+    ("coco_object", "instances", trees.coco_instances, region(segmentation=[3, 2, 3, 3]), "annotation 1 is .3, 2"),
+    ("coco_object", "instances", trees.coco_instances, region(segmentation=[]), "annotation 1 is ..; expected"),
+    ("coco_object", "instances", trees.coco_instances, region(segmentation=None), "annotation 1 is None"),
+    (
+        "coco_object",
+        "instances",
+        trees.coco_instances,
+        region(category_id=12),
+        "annotation 1 has category 12, which 'categories' does not list",
+    ),
+    ("coco_object", "instances", trees.coco_instances, region(area="9"), "has no usable 'area'"),
+    (
+        "voc21",
+        "aug",
+        trees.voc_aug,
+        lambda root: [zero_borders(f) for f in (root / VOC / "SegmentationClassAug").iterdir()],
+        "none of 2 files holds 255, the border between objects; in this copy borders became background",
     ),
     ("ade20k", "annotations", trees.ade20k, label(ADE, 151), "holds 151; expected 0 to 150"),
     (

@@ -75,6 +75,25 @@ def test_official_settings(name):
     assert sliding.labels.background_threshold == changed.get(name, labels.background_threshold)
 
 
+# Scale, presence, background, normalised; published in the paper's first version.
+FIRST_VERSION = {
+    "voc21-b16": (100, 0.7, 0.6, False, 65.9),
+    "voc21-l14": (50, 0.5, 0, True, 69.8),
+    "voc20-b16": (100, 0, 0.001, False, 85.2),
+    "voc20-l14": (50, 0, 0.0001, False, 90.0),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_VERSION)
+def test_settings_of_the_first_version(name):
+    config, settings = load_benchmark(name), load_benchmark(name).settings("v1")
+    fusion, labels = settings.fusion, settings.labels
+    ours = (fusion.logit_scale, labels.presence_threshold, labels.background_threshold, labels.normalize_per_class)
+    assert (*ours, config.published_miou["v1"]) == FIRST_VERSION[name]
+    assert (fusion.combination, fusion.select_layer, fusion.attention_threshold) == ("v1", -1, 0.2)
+    assert (settings.fgc.attention_threshold, settings.fgc.layers) == (0.1, (-4, -6))
+
+
 def test_background_words_and_prompts():
     words = load_benchmark("voc21-b16").settings("whole").prompts.background_words
     assert len(words) == 25 and words[0] == "ground" and words[-1] == "sign"
@@ -90,6 +109,7 @@ def test_the_field_protocol(name):
     config = load_benchmark(name)
     settings = config.settings("sliding")
     assert settings.prompts.templates == "openai80"
+    assert settings.fusion.logit_scale == 40
     assert (settings.sliding.crop, settings.sliding.stride) == (224, 112)
     counts_background = 0 not in DATASETS[config.benchmark].ignore_labels
     assert bool(settings.prompts.background_words) == counts_background

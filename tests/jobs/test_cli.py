@@ -155,7 +155,7 @@ def test_mistakes_are_one_message_and_exit_code_2(settings: dict[str, str], tmp_
         ({classes: str(tmp_path / "blank.txt")}, PHOTOS, "line 2 is blank", {}),
         ({classes: "nolist"}, PHOTOS, "neither a file nor a shipped classes", {}),
         ({config: "nosuch"}, PHOTOS, "neither a file nor a shipped label", {}),
-        ({config: str(tmp_path / "no-weights.yaml")}, PHOTOS, "could not be downloaded", offline),
+        ({config: str(tmp_path / "no-weights.yaml")}, PHOTOS, "is not in the cache", offline),
         ({config: str(tmp_path / "no-codec.yaml")}, PHOTOS, "unknown mask_codec 'jpeg'; known: coco-rle, png", {}),
         ({"--format": "zip"}, PHOTOS, "input.format: Input should be 'auto', 'images', 'list'", {}),
         ({"--exclude": "*"}, PHOTOS, "no images found in", {}),

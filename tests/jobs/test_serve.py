@@ -140,7 +140,9 @@ def test_thresholds_do_what_they_say(previewer: Previewer) -> None:
     strict = previewer.label(data, "a", Choice(THINGS, (), 0.0, 0.9, fgc=False))
     assert strict.found.pixels[0] > open_to_all.found.pixels[0], "more background"
     plane = previewer.label(data, "a", Choice(THINGS, (), 1.0, 0.0, fgc=False))
-    assert (plane.gates, strict.gates) == (False, True), "without a background threshold, presence does not gate"
+    assert plane.gates and strict.gates
+    shut = previewer.label(data, "a", Choice(absent, there, 1.0, 0.0, fgc=False))
+    assert not shut.labels.any(), "the gate holds with the background plane too"
     assert plane.heat.shape[0] == len(THINGS)
     assert 0 <= plane.heat.min() <= plane.heat.max() <= 1
 

@@ -1,9 +1,12 @@
 """Early-layer fusion against the slow formulas."""
 
+from typing import Any
+
 import pytest
 import torch
 
-from cliper.model.fusion import mean_affinity, sinkhorn_rounds, spread_values, window_starts
+from cliper.model.config import FusionConfig
+from cliper.model.fusion import combine_layers, mean_affinity, sinkhorn_rounds, spread_values, window_starts
 from tests.support import reference
 
 
@@ -59,3 +62,23 @@ def test_windows_cover_the_side(length: int, crop: int, stride: int, expected: l
     assert starts == expected
     covered = {i for start in starts for i in range(start, min(start + crop, length))}
     assert covered == set(range(length))
+
+
+@pytest.mark.parametrize("combination", ["v2", "v1"])
+def test_layers_are_combined_by_the_slow_formula(combination: Any) -> None:
+    """One image, three layers, two classes, 2 x 3 patches: every sum written out."""
+    generator = torch.Generator().manual_seed(5)
+    scores = torch.rand(3, 1, 2, 2, 3, generator=generator)
+    attention = torch.rand(1, 6, 6, generator=generator)
+    found = combine_layers(scores, attention, FusionConfig(combination=combination, attention_threshold=0.5))
+    layers = scores[:, 0].flatten(2)  # [L, K, hw]
+    for k in range(2):
+        last = [value if value >= 0.5 * layers[2, k].max() else 0.0 for value in layers[2, k].tolist()]
+        for j in range(6):
+            if combination == "v2":
+                spread = sum(last[i] * float(attention[0, i, j]) for i in range(6))
+                mean = (float(layers[0, k, j]) + float(layers[1, k, j]) + last[j]) / 3
+            else:
+                spread = sum(float(attention[0, j, i]) * last[i] for i in range(6))
+                mean = (float(layers[0, k, j]) + float(layers[1, k, j])) / 2
+            assert float(found[0, k].flatten()[j]) == pytest.approx(spread + mean, abs=1e-5)

@@ -57,6 +57,41 @@ def test_bands_equal_the_slow_formula(
     assert np.array_equal(found.pixels, np.bincount(found.labels.ravel(), minlength=classes + 1))
 
 
+@pytest.mark.parametrize("on_accelerator", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("classes", [1, 9, 171])
+def test_the_presence_gate_holds_without_a_background_threshold(
+    classes: int, normalize: bool, on_accelerator: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An accelerator upsamples the absent classes too, see `_candidates`; so is done here in their place."""
+    if on_accelerator:
+        monkeypatch.setattr(module, "_candidates", lambda gated: torch.arange(len(gated)))
+    refined, _ = random_scores(classes, 32, seed=classes)
+    presence = torch.linspace(0.1, 0.9, classes) if classes > 1 else torch.tensor([0.4])
+    rule = LabelConfig(presence_threshold=0.5, background_threshold=0.0, normalize_per_class=normalize)
+    found = segment_scores(refined, presence, (60, 80), rule)
+    expected = reference.labels(refined, presence, (60, 80), rule)
+    assert (found.labels != expected).mean() < 2e-3  # normalised classes peak at the same value, up to rounding
+    seen = np.flatnonzero(found.pixels)
+    assert all(label == 0 or presence[label - 1] > 0.5 for label in seen)
+    assert len(seen) > 1 or classes == 1  # the classes that are present still win somewhere
+
+
+def test_an_absent_class_loses_where_it_scores_highest() -> None:
+    """Presence 0.9 and 0.4, gate 0.5: every pixel where class 2 is stronger goes to class 1 or background."""
+    across = torch.linspace(0, 1, 64).expand(1, 64, 64)
+    refined = torch.cat([across, across.flip(2)])  # class 1 to the right, class 2 to the left
+    presence = torch.tensor([0.9, 0.4])
+    rule = LabelConfig(presence_threshold=0.5, background_threshold=0.0)
+    found = segment_scores(refined, presence, (64, 64), rule)
+    assert found.pixels[2] == 0
+    assert found.labels[:, 0].max() == 0
+    assert found.labels[:, -1].min() == 1
+    nothing = segment_scores(refined, presence, (64, 64), rule.model_copy(update={"presence_threshold": 0.95}))
+    assert not nothing.labels.any()
+    assert (nothing.confidence, nothing.margin) == (1.0, 1.0)
+
+
 @pytest.mark.parametrize(("source", "target"), [(1, 5), (4, 4), (6, 500), (64, 375), (9, 3)])
 def test_upsampling_matrix_is_interpolate(source: int, target: int) -> None:
     values = torch.rand(1, 1, source, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,7 @@ from cliper.model import ClassList, CLIPer, CLIPerConfig, ConfigError
 from cliper.model.diffusion import image_noise
 from cliper.model.segmenter import MAX_ASPECT
 from tests.conftest import PARITY
+from tests.support.sharp import flip_bound
 
 CLASSES = ClassList.parse(["cat", "cup = a cup of coffee", "person", "sky"])
 
@@ -53,8 +54,11 @@ def test_a_batch_scores_like_one_by_one(with_fgc: CLIPer, photos: list[np.ndarra
         alone = with_fgc.scores([image], ["abc"[i]])
         torch.testing.assert_close(together.coarse[i], alone.coarse[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(together.presence[i], alone.presence[0], atol=1e-4, rtol=0)
-        # A threshold inside FGC can flip a single attention weight by rounding.
-        assert ((together.refined[i] - alone.refined[0]).abs() > 1e-4).float().mean() < 1e-3
+        # A weight on the threshold inside FGC falls either way, and moves what the bound says.
+        assert with_fgc.diffusion is not None
+        layers, sharp = with_fgc.diffusion([image], ["abc"[i]]), with_fgc.config.fusion.attention_threshold
+        bound, _ = flip_bound(alone.coarse[0], layers, sharp)
+        assert ((together.refined[i] - alone.refined[0]).abs().flatten(1) <= 2e-4 + bound).all()
 
 
 def test_masks_do_not_depend_on_neighbours_or_order(with_fgc: CLIPer, photos: list[np.ndarray]) -> None:

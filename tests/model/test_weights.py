@@ -11,7 +11,7 @@ from cliper.model._libraries import open_clip
 from cliper.model.backbone import load_backbone
 from cliper.model.config import BackboneConfig, FGCConfig
 from cliper.model.errors import WeightsError
-from cliper.model.weights import diffusion_files, resolve_backbone, resolve_diffusion, sha256_of
+from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 
 CPU = torch.device("cpu")
@@ -62,10 +62,18 @@ def test_safetensors_and_state_dict_files(state: dict[str, torch.Tensor], tiny_c
         assert_loaded_equals(model, state)
 
 
-def test_openai_archive(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_openai_archive(
+    state: dict[str, torch.Tensor], tmp_path: Path, tiny_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = archive(state, tmp_path / "ViT.pt")
     model, _ = load_backbone(BackboneConfig(model="tiny-test-quickgelu", weights=str(file)), CPU, torch.float32)
     assert_loaded_equals(model, state, tolerance=1e-3)  # the archive is float16
+    assert caplog.text == ""  # open_clip warns of random weights where it loads none itself
+    other, _ = load_backbone(BackboneConfig(model=f"local-dir:{tiny_clip}"), CPU, torch.float32)
+    assert (model.visual.preprocess_cfg["mean"], model.visual.preprocess_cfg["std"]) == (  # type: ignore[index]
+        other.visual.preprocess_cfg["mean"],  # type: ignore[index]
+        other.visual.preprocess_cfg["std"],  # type: ignore[index]
+    )
 
 
 def test_openai_archive_needs_quick_gelu(state: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def test_towers_without_cls_token_are_refused() -> None:
     ("config", "message"),
     [
         (BackboneConfig(model="ViT-B-16-quickgelu", weights="nosuchtag"), "neither a file nor a tag of ViT-B-16"),
-        (BackboneConfig(model="local-dir:/nowhere"), "has no open_clip_config.json"),
+        (BackboneConfig(model="local-dir:/nowhere"), "/nowhere is not a folder on this machine"),
         (BackboneConfig(model="embedded:huge"), "no embedded model 'huge'; there is: tiny"),
     ],
 )
@@ -111,13 +119,13 @@ def test_no_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         lambda: resolve_backbone(BackboneConfig(model="ViT-L-14-quickgelu", weights="openai")),
         lambda: resolve_diffusion(FGCConfig(model="owner/model")),
     ):
-        with pytest.raises(WeightsError, match="could not be downloaded .* or give a local path"):
+        with pytest.raises(WeightsError, match="is not in the cache .* or give a local path"):
             resolve()
 
 
 def test_incomplete_diffusers_folder(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
-    with pytest.raises(WeightsError, match="scheduler, tokenizer, text_encoder, vae missing"):
+    with pytest.raises(WeightsError, match="missing: scheduler/scheduler_config.json, tokenizer/tokenizer.json"):
         resolve_diffusion(FGCConfig(model=str(tmp_path)))
     with pytest.raises(WeightsError, match="is not a folder on this machine"):
         resolve_diffusion(FGCConfig(model="/no/such/folder"))
@@ -130,4 +138,4 @@ def test_hash_follows_content_and_name(tmp_path: Path) -> None:
     assert sha256_of([one]) == sha256_of([one]) != sha256_of([two])
     two.write_bytes(b"y")
     assert len({sha256_of([one]), sha256_of([two]), sha256_of([one, two])}) == 3
-    assert len(diffusion_files(PARITY / "sd_tiny")) >= 9
+    assert len(resolve_diffusion(FGCConfig(model=str(PARITY / "sd_tiny"))).files) == 9

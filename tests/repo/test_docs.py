@@ -53,7 +53,7 @@ def test_commands_do_what_is_said(command: str, home: Path, environment: dict[st
     )
     if "--config vit-" in command:
         assert done.returncode == 2, done.stderr
-        assert "could not be downloaded" in done.stderr
+        assert "is not in the cache" in done.stderr
     else:
         assert done.returncode == 0, done.stderr
 

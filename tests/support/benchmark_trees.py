@@ -187,6 +187,32 @@ def coco_object_from_stuff(root: Path) -> Truths:
     return {name: np.where(truth > 80, 0, truth).astype(np.uint8) for name, truth in _coco_maps(root).items()}
 
 
+def coco_stuff_counted(root: Path) -> Truths:
+    """The official code's layout: classes from 0 to 170."""
+    truths = maps(["000000000139", "000000000285"], [1, 12, 80, 81, 171, 255])
+    for name, truth in truths.items():
+        photo(root / f"coco2017/val2017/{name}.jpg")
+        grey(
+            root / f"coco2017/stuff_anno164/val2017/{name}.png",
+            np.where(truth == 255, 255, truth - 1).astype(np.uint8),
+        )
+    return truths
+
+
+def coco_object_counted(root: Path) -> Truths:
+    return {name: np.where(t > 80, 0, t).astype(np.uint8) for name, t in coco_stuff_counted(root).items()}
+
+
+def coco_object_masks(root: Path) -> Truths:
+    """The official code's masks lie beside those of the training images."""
+    truths = maps(["000000000139", "000000000285"], [0, 1, 12, 80, 255])
+    for name, truth in truths.items():
+        photo(root / f"coco2017/val2017/{name}.jpg")
+        grey(root / f"coco2014/coco_seg_anno/{name}.png", truth)
+    grey(root / "coco2014/coco_seg_anno/000000000009.png", truth)
+    return truths
+
+
 def ade20k(root: Path) -> Truths:
     home, truths = root / "ADEChallengeData2016", maps(["ADE_val_00000001", "ADE_val_00000002"], [1, 13, 150, 255])
     for name, truth in truths.items():

@@ -43,9 +43,11 @@ def labels(refined: Tensor, presence: Tensor, size: tuple[int, int], config: Lab
     if config.normalize_per_class:
         full = full - full.amin(dim=(1, 2), keepdim=True)
         full = full / (full.amax(dim=(1, 2), keepdim=True) + 1e-6)
+    absent = (presence <= config.presence_threshold)[:, None, None]
     if config.background_threshold > 0:
         full = torch.where(full < config.background_threshold, 0, full)
-        full = torch.where((presence <= config.presence_threshold)[:, None, None], 0, full)
+        full = torch.where(absent, 0, full)
         return torch.where(full.amax(dim=0) == 0, 0, full.argmax(dim=0) + 1).numpy()
+    full = torch.where(absent, 0, full)
     plane = (1 - full.amax(dim=0, keepdim=True)) ** 2
     return torch.cat([plane, full]).argmax(dim=0).numpy()

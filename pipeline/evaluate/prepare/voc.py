@@ -1,10 +1,12 @@
 """PASCAL VOC 2012 segmentation: palette PNGs, or the grey ones of SegmentationClassAug (SBD, Hariharan et al.)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.evaluate.prepare.base import (
+    IGNORE,
     Sample,
     need_file,
     need_files,
@@ -17,6 +19,7 @@ WHERE = (
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar (VOCdevkit/VOC2012); "
     "SegmentationClassAug is a separate download of the SBD labels"
 )
+CHECKED = 20  # label files in which a border must be found
 FOLDERS = {"class": "SegmentationClass", "aug": "SegmentationClassAug"}
 
 
@@ -29,5 +32,15 @@ def samples(root: Path, labels: str) -> Iterator[Sample]:
     names = read_list(split)
     pictures = need_files((images / f"{name}.jpg" for name in names), "VOC 2012 images", WHERE)
     files = need_files((truth / f"{name}.png" for name in names), "VOC 2012 labels", WHERE)
+    _check_borders(files[:CHECKED])
     for name, picture, file in zip(names, pictures, files, strict=True):
         yield Sample(name, picture, partial(read_labels, file))
+
+
+def _check_borders(files: Sequence[Path]) -> None:
+    """Raise DatasetError if objects have no border: published labels have one, of 255, which is not counted."""
+    if not any((read_labels(file) == IGNORE).any() for file in files):
+        raise DatasetError(
+            f"{files[0].parent}: none of {len(files)} files holds {IGNORE}, the border between objects; in this "
+            f"copy borders became background, which lowers every result. Get the original labels: {WHERE}"
+        )

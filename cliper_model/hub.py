@@ -1,0 +1,180 @@
+"""The Hugging Face hub: from a repository and a revision to files on this machine, at one commit.
+
+One request resolves the revision; a refusal is final and is never retried. What is in the cache is used where the
+hub cannot be reached, and, for a commit hash (commits do not change), without asking the hub at all.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+from cliper.model.errors import WeightsError
+
+SECONDS = 10  # for the hub to answer whether it has a repository
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Choose = Callable[[Collection[str]], Sequence[str]]
+
+
+@contextlib.contextmanager
+def downloads_as_before() -> Iterator[None]:
+    """Leave the hub's progress bars as they are: transformers and diffusers switch them off with their own."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    disabled = are_progress_bars_disabled()
+    try:
+        yield
+    finally:
+        (disable_progress_bars if disabled else enable_progress_bars)()
+
+
+@contextlib.contextmanager
+def silent_downloads() -> Iterator[None]:
+    """Show no progress bars: an actor's would mix with those of all others."""
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    with downloads_as_before():
+        disable_progress_bars()
+        yield
+
+
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a commit hash (40 hexadecimal digits), not a branch or tag."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def fetch(repository: str, revision: str | None, choose: Choose) -> Path:
+    """Return the local folder of `repository` at one commit; the folder's name is the commit hash.
+
+    `choose` gets the names of all files and returns those that are needed; it raises WeightsError if they are not
+    all there. Files that are not in the cache are downloaded, with the hub's progress bar on stderr.
+    Raises WeightsError, with a text of its own for an unknown repository, a gated one, an unknown revision, a hub
+    that cannot be reached, and a download that broke off.
+    """
+    from huggingface_hub import HfApi
+
+    cached = _cached(repository, revision, choose)
+    if cached is not None and is_commit(revision):
+        return cached
+    try:
+        info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
+    except Exception as error:  # the hub client raises types of its own, of httpx and of the system
+        if cached is not None and not _is_missing_revision(error):
+            return cached
+        raise WeightsError(_refusal(repository, revision, error)) from error
+    wanted = choose([file.rfilename for file in info.siblings or []])
+    if cached is not None and cached.name == info.sha and {*wanted} <= {*names_in(cached)}:
+        return cached
+    return _download(repository, revision, wanted)
+
+
+def _cached(repository: str, revision: str | None, choose: Choose) -> Path | None:
+    """The cached folder of a revision if it holds everything that is needed. No request is made."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
+        choose(names_in(Path(folder)))
+    except Exception:  # not in the cache, or only a part of it
+        return None
+    return Path(folder)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Every file below a folder, by its path relative to the folder, with forward slashes."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _download(repository: str, revision: str | None, wanted: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=list(wanted)))
+    except Exception as error:  # as above
+        if _status(error) is not None:
+            raise WeightsError(_refusal(repository, revision, error)) from error
+        raise WeightsError(
+            f"the download of '{repository}' broke off ({_first_line(error)}); run the same command again: "
+            "complete files are kept, the one that broke off starts again from its beginning"
+        ) from error
+
+
+def _refusal(repository: str, revision: str | None, error: Exception) -> str:
+    """What to tell the user about an error of the hub client."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    page = f"{constants.ENDPOINT}/{repository}"
+    if isinstance(error, HFValidationError):
+        return f"'{repository}' is neither a folder on this machine nor a hub id (OWNER/NAME)"
+    if isinstance(error, GatedRepoError):
+        return _gated(repository, page, _status(error))
+    # Without a token the hub does not tell a private repository from none: 401 for both.
+    if isinstance(error, RepositoryNotFoundError) or (_status(error) == 401 and get_token() is None):
+        return (
+            f"{constants.ENDPOINT} has no repository '{repository}' that you may read; check the id, or, if it is "
+            "private, set HF_TOKEN to a token of an account that may read it"
+        )
+    if _is_missing_revision(error):
+        return f"'{repository}' has no revision '{revision}'; {_revisions(repository)}"
+    at = f"'{repository}'" if revision is None else f"'{repository}' at revision {revision}"
+    return _no_answer(at, constants.ENDPOINT, constants.HF_HUB_CACHE, error)
+
+
+def _gated(repository: str, page: str, status: int | None) -> str:
+    if status == 403:
+        return (
+            f"'{repository}' is gated, and the account of HF_TOKEN has not accepted its terms; accept them at "
+            f"{page}"
+        )
+    return (
+        f"'{repository}' is gated: accept its terms at {page}, then set HF_TOKEN to a token of that account "
+        "(https://huggingface.co/settings/tokens)"
+    )
+
+
+def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
+    status = _status(error)
+    if status in (401, 403):
+        return f"{endpoint} refuses HF_TOKEN ({status}) for {what}; set it to a valid token, or unset it"
+    if type(error).__name__ == "OfflineModeIsEnabled":
+        reason = "is not asked, because HF_HUB_OFFLINE is set"
+    else:
+        reason = (
+            f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"
+        )
+    return (
+        f"{what} is not in the cache {cache}, and {endpoint} {reason}; connect to the network once, "
+        "set HF_HUB_CACHE to a cache that holds it, or give a local path"
+    )
+
+
+def _revisions(repository: str) -> str:
+    """The branches and tags of a repository, for a message."""
+    from huggingface_hub import HfApi
+
+    names: list[str] = []
+    with contextlib.suppress(Exception):  # the message is as true without them
+        refs = HfApi().list_repo_refs(repository)
+        names = [ref.name for ref in [*refs.branches, *refs.tags]]
+    return f"there is: {', '.join(names)}, or a commit hash" if names else "give a branch, a tag or a commit hash"
+
+
+def _is_missing_revision(error: Exception) -> bool:
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    return isinstance(error, RevisionNotFoundError)
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status a refusal came with; None if the hub did not answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
