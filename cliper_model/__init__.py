@@ -6,15 +6,23 @@ Names are resolved when they are first used, so that configs and class lists can
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cliper.model.classes import ClassList
-from cliper.model.config import CLIPerConfig
-from cliper.model.errors import ClassListError, CliperError, ConfigError, WeightsError
-
 if TYPE_CHECKING:
+    from cliper.model.classes import ClassList
+    from cliper.model.config import CLIPerConfig
+    from cliper.model.errors import ClassListError, CliperError, ConfigError, WeightsError
     from cliper.model.labels import Segmentation
     from cliper.model.segmenter import CLIPer
 
-_NEEDS_TORCH = {"CLIPer": "cliper.model.segmenter", "Segmentation": "cliper.model.labels"}
+_HOMES = {
+    "CLIPer": "segmenter",
+    "CLIPerConfig": "config",
+    "ClassList": "classes",
+    "ClassListError": "errors",
+    "CliperError": "errors",
+    "ConfigError": "errors",
+    "Segmentation": "labels",
+    "WeightsError": "errors",
+}
 
 __all__ = [
     "CLIPer",
@@ -29,6 +37,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _NEEDS_TORCH:
-        raise AttributeError(f"module 'cliper_model' has no attribute '{name}'")
-    return getattr(import_module(_NEEDS_TORCH[name]), name)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cliper.model' has no attribute '{name}'")
+    return getattr(import_module(f"cliper.model.{_HOMES[name]}"), name)

@@ -1,55 +1,97 @@
-"""The `cliper` command.
+"""The `cliper` command. A command's module is loaded when the command is called, so that help is quick.
 
-Exit codes: 0 done; 1 the command did what it could, and what it found is not good (`verify`: a run that is not
-whole; `label`: more images failed than --max-failures allows); 2 one message explains what to change; 130 stopped
-with Ctrl-C; 143 stopped with SIGTERM.
+Exit codes: 0 done; 1 the command did what it could, and the result is not good (`verify`: a run that is not whole;
+`label`: more images failed than --max-failures allows); 2 one message explains what to change; 130 stopped with
+Ctrl-C; 143 stopped with SIGTERM.
 """
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
-from cliper.jobs.evaluate import evaluate
-from cliper.jobs.export import export
-from cliper.jobs.label import label
-from cliper.jobs.plan import plan
-from cliper.jobs.prepare import prepare
-from cliper.jobs.report import report
-from cliper.jobs.retry import retry
-from cliper.jobs.review import review
-from cliper.jobs.serve import serve
-from cliper.jobs.status import status
-from cliper.jobs.verify import verify
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import TooManyFailuresError
 
+# Name of a command, and of its module in jobs/: its line in `cliper --help`.
+COMMANDS = {
+    "label": "Label every image below INPUT and write masks and metadata to OUTPUT.",
+    "plan": "Label a sample of INPUT here and estimate time, output and cost of the whole.",
+    "prepare": "Turn a benchmark as people download it into what `cliper evaluate` reads.",
+    "evaluate": "Measure masks against a benchmark's ground truth: mIoU and everything around it.",
+    "verify": "Check that every image of RUN is in exactly one row, as it was written.",
+    "status": "Show what of RUN is done, how fast, what failed, and when it will end.",
+    "retry": "Label the failed images of RUN again, and put the new rows in their place.",
+    "export": "Write the masks of RUN to OUTPUT in another tool's format.",
+    "report": "Write a self-contained HTML page on RUN.",
+    "serve": "Open a page to try classes and thresholds on single images.",
+    "review": "Hand the masks that most need a person to Label Studio, and take corrections back.",
+}
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+_LISTING = "cliper.listing"  # set in the context while `cliper --help` is written
+
+
+class Commands(TyperGroup):
+    """The commands by name, loaded one at a time."""
+
+    def __init__(self, **settings: Any) -> None:
+        names = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
+        super().__init__(**settings | {"commands": names})
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Every name, in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, or only its name and line while help is written; None for an unknown name."""
+        known = self.commands.get(cmd_name)
+        return known if known is None or _LISTING in ctx.meta else load(cmd_name)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands without loading them."""
+        ctx.meta[_LISTING] = True
+        super().format_help(ctx, formatter)
+
+
+def load(name: str) -> Any:
+    """A command of COMMANDS, from the function or group of that name in its module."""
+    command = getattr(import_module(f"cliper.jobs.{name}"), name)
+    if isinstance(command, typer.Typer):
+        return get_command(command)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name, context_settings=SETTINGS)(command)
+    return get_command(alone)
+
+
 app = typer.Typer(
     name="cliper",
+    cls=Commands,
     help="Label image corpora of any size with open-vocabulary semantic masks.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=SETTINGS,
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        import cliper
+
+        print(f"cliper {cliper.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Label image corpora of any size with open-vocabulary semantic masks."""
-
-
-app.command()(label)
-app.command()(plan)
-app.command()(prepare)
-app.command()(evaluate)
-app.command()(verify)
-app.command()(status)
-app.command()(retry)
-app.command()(export)
-app.command()(report)
-app.command()(serve)
-app.add_typer(review, name="review")
 
 
 def run(command: Callable[..., Any]) -> None:

@@ -13,7 +13,11 @@ from cliper.pipeline.run.folder import Run, class_names, read_run
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.storage.backend import Storage, join
 
-review = typer.Typer(help="Let people look at the masks that need it most, and take their corrections back.")
+review = typer.Typer(
+    help="Let people look at the masks that need it most, and take their corrections back.",
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 Opt = typer.Option
 RunFolder = Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")]

@@ -4,13 +4,15 @@ python -m tools.cli_reference
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from typer.cli import get_docs_for_click
 from typer.main import get_command
 
-from cliper.jobs.cli import app
+from cliper.jobs.cli import COMMANDS, app, load
 
 PAGE = Path(__file__).parent.parent / "docs" / "CLI.md"
 HEAD = "<!-- Written by `python -m tools.cli_reference`; do not edit. -->\n\n"
@@ -20,16 +22,17 @@ def reference() -> str:
     """Every command with its arguments and options, as Markdown."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=click.Context(command), name="cliper")
-    for name, summary in summaries(command).items():  # typer cuts them short
+    for name, summary in summaries({name: load(name) for name in COMMANDS}).items():  # typer cuts them short
         text = re.sub(rf"^\* `{name}`: .*\.\.\.$", lambda _, s=summary, n=name: f"* `{n}`: {s}", text, flags=re.M)
     return HEAD + text.strip() + "\n"
 
 
-def summaries(group: click.Command) -> dict[str, str]:
+def summaries(commands: Mapping[str, Any]) -> dict[str, str]:
     """The first paragraph of each command's help, subcommands included."""
     found: dict[str, str] = {}
-    for name, command in getattr(group, "commands", {}).items():
-        found |= {name: " ".join((command.help or "").split("\n\n")[0].split())} | summaries(command)
+    for name, command in commands.items():
+        found |= {name: " ".join((command.help or "").split("\n\n")[0].split())}
+        found |= summaries(getattr(command, "commands", {}))
     return found
 
 

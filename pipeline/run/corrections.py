@@ -53,7 +53,8 @@ class Corrections:
         return self.rows.filter(pc.equal(self.rows["shard"], shard))
 
 
-NO_CORRECTIONS = Corrections(SCHEMA.empty_table())
+# Schema.empty_table() would import pandas.
+NO_CORRECTIONS = Corrections(pa.Table.from_batches([], SCHEMA))
 
 
 def versions(run: Run) -> dict[int, list[str]]:

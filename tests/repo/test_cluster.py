@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
-from typer.main import get_command
 
-from cliper.jobs.cli import app
+from cliper.jobs.cli import load
 from cliper.pipeline.config import load_classes, load_config
 from tests.conftest import ROOT
 
@@ -135,7 +134,7 @@ def test_mistakes_in_the_job_are_found(where: tuple[Any, ...], value: object) ->
 def test_its_command_exists() -> None:
     program, name, *words = shlex.split(job()["spec"]["entrypoint"])
     assert program == "cliper"
-    command = get_command(app).commands[name]  # type: ignore[attr-defined]
+    command = load(name)
     given = dict(zip(words[::2], words[1::2], strict=True))
     assert set(given) <= {option for parameter in command.params for option in parameter.opts}
     load_config(given["--config"])

@@ -101,15 +101,12 @@ def shown(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_indented_commands_name_options_and_configs_that_exist(page: Path) -> None:
     """These need downloads to run; their words are checked against the commands themselves."""
-    from typer.main import get_command
-
-    from cliper.jobs.cli import app
+    from cliper.jobs.cli import load
     from cliper.pipeline.config import shipped
 
-    known = get_command(app).commands  # type: ignore[attr-defined]
     for line in shown(page):
         _, name, *words = shlex.split(line)
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        options = {option for parameter in load(name).params for option in parameter.opts}
         unknown = [word for word in words if word.startswith("--") and word not in options]
         assert not unknown, f"{page.name}: `{line}` has {unknown}"
         if name == "evaluate" and not words[0].startswith("--"):

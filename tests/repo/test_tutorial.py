@@ -128,18 +128,15 @@ def test_the_recipes(home: Path, environment: dict[str, str], s3: S3Server) -> N
 
 @pytest.mark.parametrize("page", [TUTORIAL, RECIPES], ids=lambda page: page.name)
 def test_commands_for_other_machines_name_options_that_exist(page: Path) -> None:
-    from typer.main import get_command
+    from cliper.jobs.cli import load
 
-    from cliper.jobs.cli import app
-
-    known = get_command(app).commands  # type: ignore[attr-defined]
     lines = [line for language, text in blocks(page) if language == "console" for line in text.splitlines()]
     for line in lines:
         command = re.search(r"(?:^\$|--) (cliper .*)", line)
         if command is None:
             continue
         _, name, *words = shlex.split(command[1])
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        options = {option for parameter in load(name).params for option in parameter.opts}
         assert not [word for word in words if word.startswith("--") and word not in options], line
 
 

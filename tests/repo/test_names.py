@@ -1,0 +1,100 @@
+"""One import name: what it offers and costs, and that nothing of a user's own is imported in its place."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cliper
+from tests.conftest import PHOTOS
+
+PUBLIC = [
+    "CLIPer",
+    "CLIPerConfig",
+    "ClassList",
+    "CliperError",
+    "EXPORTERS",
+    "JobConfig",
+    "MASK_CODECS",
+    "MaskDataset",
+    "OpenedRun",
+    "SEGMENTERS",
+    "Segmentation",
+    "Storage",
+    "load_classes",
+    "load_config",
+    "open_run",
+    "overlay",
+    "unpack_mask",
+    "__version__",
+]
+
+
+def python(code: str, cwd: Path | None = None) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=cwd)
+    return done.stdout.strip()
+
+
+def test_the_public_names() -> None:
+    assert set(cliper.__all__) == set(dir(cliper)) == set(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(cliper, name) is not None
+    with pytest.raises(AttributeError, match="module 'cliper' has no attribute 'Model'; it has CLIPer, "):
+        cliper.Model  # noqa: B018
+
+
+def test_importing_and_help_load_nothing_heavy(tmp_path: Path) -> None:
+    heavy = "{'torch', 'ray', 'pandas', 'pyarrow', 'numpy', 'pydantic', 'fsspec', 'matplotlib', 'scipy'}"
+    assert python(f"import sys, cliper; print({heavy} & set(sys.modules))", tmp_path) == "set()"
+    help_page = "from cliper.jobs.cli import app; app(['--help'], standalone_mode=False)"
+    page = python(f"import sys; {help_page}; print({heavy} & set(sys.modules))", tmp_path)
+    assert page.endswith("set()")
+    assert all(f" {name} " in page for name in ("label", "evaluate", "review"))
+
+
+def test_version_and_misspelt_commands(tmp_path: Path) -> None:
+    script = str(Path(sys.executable).parent / "cliper")
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert version == f"cliper {cliper.__version__}\n"
+    wrong = subprocess.run([script, "lable"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert "Did you mean 'label'?" in wrong.stderr
+
+
+def test_a_folder_with_modules_of_these_names_is_not_imported(tmp_path: Path) -> None:
+    """Python looks in the current folder first, and so do Ray's workers."""
+    trap = "import pathlib; pathlib.Path(r'{0}').touch(); raise RuntimeError('imported')"
+    for name in ("pipeline.py", "jobs/__init__.py", "configs/__init__.py", "cliper_model/__init__.py", "tools.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(trap.format(tmp_path / "imported"))
+    (tmp_path / "classes.txt").write_text("grass\nwater\n")
+    command = [sys.executable, "-m", "cliper.jobs.cli", "label", "--input", str(PHOTOS), "--output", "run"]
+    done = subprocess.run(
+        [*command, "--classes", "classes.txt"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "labeled   4 images" in done.stdout
+    assert not (tmp_path / "imported").exists()
+
+
+def test_a_run_in_three_lines(tmp_path: Path) -> None:
+    from tests.support.fakes import write_corpus
+    from tests.support.labeled import label_small
+
+    write_corpus(tmp_path / "images", 12, broken_each=1)
+    label_small(tmp_path / "images", tmp_path / "run")
+    run = cliper.open_run(str(tmp_path / "run"))
+    table = run.table()
+    assert len(table) == 12
+    assert "mask" not in table.column_names
+    good = run.table(["image_id"], where="status = 'ok'")["image_id"].to_pylist()
+    assert len(good) == 7
+    rows = {row["image_id"]: row for row in run.rows()}
+    assert (run.mask(good[0]) == cliper.unpack_mask(rows[good[0]])).all()
+    assert len(list(run.dataset(shuffle=False))) == 7
+    with pytest.raises(cliper.CliperError, match="has no mask of 'nothing'; ids are in the column image_id"):
+        run.mask("nothing")
