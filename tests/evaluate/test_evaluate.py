@@ -15,6 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from cliper.jobs.evaluate import find_mode
+from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, ResourceConfig, ShardConfig, load_classes, load_config
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.evaluation import count_stored, open_evaluation, require_labeled
@@ -295,3 +297,22 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         process = cliper(*arguments)
         _, errors = process.communicate()
         assert (process.returncode, message in errors, "Traceback" in errors) == (2, True, False), errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"--run": "a", "--all": True}, "--run and --all do not go together; give one of them"),
+        ({"BENCHMARK": "voc21-b16", "--compare": ("a", "b")}, "BENCHMARK has no effect with --compare"),
+        ({"--all": True, "--output": "o"}, "--data is missing; e.g. cliper evaluate"),
+        ({"--run": "a", "--data": "d", "--output": "o"}, "--output has no effect with --run"),
+        (
+            {"BENCHMARK": "b", "--data": "d", "--output": "o", "--protocol": "mmseg"},
+            "--protocol has no effect without --run, --all, --sweep or --compare",
+        ),
+        ({"BENCHMARK": "b", "--data": "d", "--output": "o", "--only": ["x"]}, "--only has no effect"),
+    ],
+)
+def test_arguments_that_mean_nothing_together_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        find_mode(dict.fromkeys(["--data", "--output", "--run"]) | given)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cliper.jobs.evaluate import evaluate_all, parse_sweep
+from cliper.jobs.evaluate import parse_sweep
+from cliper.jobs.evaluations import evaluate_all
 from cliper.model.config import BackboneConfig, CLIPerConfig, FusionConfig, LabelConfig
 from cliper.pipeline.config import JobConfig, ShardConfig, load_classes
 from cliper.pipeline.corpus.load import load_entries
@@ -184,7 +185,7 @@ def test_the_table_prints_measured_beside_published():
 
 
 def test_the_table_names_what_is_missing(tmp_path, capsys):
-    from cliper.jobs.evaluate import Options
+    from cliper.jobs.evaluations import Options
 
     options = Options(STORAGE, None, None, None, None, False, False)
     with pytest.raises(EvaluationError, match="no prepared benchmark; run 'cliper prepare'"):

@@ -70,7 +70,8 @@ def test_modules_and_functions_stay_readable(package: str, path: Path) -> None:
     assert source.count("\n") <= 500, "is it still one subject?"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno <= 60, f"{node.name} is too long"
+            # A command's options are its parameters: what counts is the body.
+            assert (node.end_lineno or 0) - node.body[0].lineno <= 60, f"{node.name} is too long"
         assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"eval", "exec"})
 
 
