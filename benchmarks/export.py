@@ -27,7 +27,7 @@ from cliper.pipeline.export.driver import export
 from cliper.pipeline.export.items import read_items
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.corrections import NO_CORRECTIONS
-from cliper.pipeline.run.folder import Run, class_names, identity_of, open_run
+from cliper.pipeline.run.folder import Run, begin_run, class_names, identity_of
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.run.schema import label_schema
@@ -55,7 +55,7 @@ def make_run(folder: Path, size: Size) -> Run:
     """A run whose masks are scenes, enlarged by nearest neighbour; 100 different ones, repeated."""
     classes = ClassList.parse(list(CLASSES))
     config = JobConfig.model_validate({})
-    run = open_run(str(folder), Storage(), identity_of(config, classes, "made", {}))
+    run = begin_run(str(folder), Storage(), identity_of(config, classes, "made", {}))
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, "made")
     masks = [_enlarged(scene.labels, size) for scene in make_scenes(3, range(SHARD), 160)]
     for shard in range(size.images // SHARD):

@@ -30,7 +30,7 @@ from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import SegmenterKind
 from cliper.pipeline.label.stages import Task
-from cliper.pipeline.run.folder import Run, open_run
+from cliper.pipeline.run.folder import Run, begin_run
 from cliper.pipeline.storage.backend import Storage
 
 CLASSES = ClassList.parse(["dark", "middle", "bright"])
@@ -90,7 +90,7 @@ def bare_loop(folder: Path, config: JobConfig) -> float:
 
 def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick], actors: int) -> dict[str, float]:
     """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
-    run, storage = open_run(str(output), Storage(), {"bench": output.name}), Storage()
+    run, storage = begin_run(str(output), Storage(), {"bench": output.name}), Storage()
     manifest = write_manifest(list_entries(storage, str(folder), config.input), storage, run.uri, config.shard)
     kind = SegmenterKind(factory, lambda config: {}, lambda config: "benchmark")
     job = Job(run, manifest, config, CLASSES, kind, "benchmark")

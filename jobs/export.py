@@ -51,10 +51,10 @@ def export(
     """
     from cliper.pipeline.export.base import Plan
     from cliper.pipeline.export.driver import export as write_export
-    from cliper.pipeline.export.driver import pick
+    from cliper.pipeline.export.driver import find_exporter
     from cliper.pipeline.run.rows import RowFilter
 
-    exporter = pick(to)
+    exporter = find_exporter(to)
     if val_share is not None and not exporter.splits:
         raise ConfigError(f"--val-share is for formats with a split (voc, yolo-seg); {to} has none")
     opened = read_run(run, Storage(parse_options(storage_option or [])))

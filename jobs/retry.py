@@ -21,7 +21,7 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.pipeline.config import pick
+from cliper.pipeline.config import lookup
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
@@ -81,7 +81,7 @@ def open_stored(run: Run, resources: Resources) -> Job:
         raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
     settings, classes = stored_settings(run)
     config = with_overrides(settings, resources)
-    kind = pick("segmenter", config.segmenter, SEGMENTERS)
+    kind = lookup("segmenter", config.segmenter, SEGMENTERS)
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     require_same(run, config, classes, weights)

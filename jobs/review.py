@@ -56,7 +56,7 @@ def pick(
         raise ReviewError(f"{join(output, 'tasks.json')} is there already; choose another output")
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
-    picks = reviews.pick(opened, count, keep, other, again)
+    picks = reviews.select_images(opened, count, keep, other, again)
     if not picks:
         raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
     storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())

@@ -33,7 +33,7 @@ from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("image_id", "mask", "mask_codec", "classes", "orientation")
+READ = ("image_id", "mask", "mask_codec", "classes", "orientation")
 READ_AHEAD = 32  # images fetched at once
 COUNT_THREADS = 8  # they wait for storage
 
@@ -158,7 +158,7 @@ class MaskDataset(IterableDataset[Example]):
         """Rows of a share with their images' bytes, READ_AHEAD images at a time."""
         entries = {e.image_id: e for e in self.manifest.read_shard(self.run.storage, self.run.uri, share.shard)}
         column = self.run.identity["input"]["image_column"]
-        for table in read_tables(self.run, COLUMNS, self.keep, [share.shard], self.corrections):
+        for table in read_tables(self.run, READ, self.keep, [share.shard], self.corrections):
             rows = table.slice(share.first, share.end - share.first)
             for batch in rows.to_batches(max_chunksize=READ_AHEAD):
                 wanted = batch.to_pylist()

@@ -60,7 +60,7 @@ def export(
     asks for, or if the output holds anything but this export.
     """
     started = time.monotonic()
-    exporter = pick(plan.format)
+    exporter = find_exporter(plan.format)
     plan.keep.check(plan.class_names)
     exporter.check(plan)
     shards = sorted(run.done_shards())
@@ -81,7 +81,7 @@ def export(
     return Summary(uri, images, left_out, len(shards), time.monotonic() - started)
 
 
-def pick(name: str) -> Exporter:
+def find_exporter(name: str) -> Exporter:
     """The exporter of a format. Raises ExportError for an unknown one."""
     if name not in EXPORTERS:
         raise ExportError(f"unknown format '{name}'; known: {', '.join(sorted(EXPORTERS))}")

@@ -15,7 +15,7 @@ from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.report.images import colour, mask_layer, picture
-from cliper.pipeline.report.run_stats import Pick
+from cliper.pipeline.report.run_stats import Sampled
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.shards import shard_file
@@ -45,7 +45,7 @@ class Shown:
         return next(float(entry["confidence"]) for entry in self.labels if entry["label"] == label)
 
 
-def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Pick]) -> dict[Place, Shown]:
+def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Sampled]) -> dict[Place, Shown]:
     """Read the rows and the source images of `picks`: of each shard once, and only where one is shown.
 
     A source image that is missing or damaged leaves its mask alone, with a note.

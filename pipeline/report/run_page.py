@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
-from cliper.pipeline.report.run_stats import BINS, Collected, Pick, RunStats, collect
+from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
@@ -40,7 +40,7 @@ def write_run_report(run: Run, output: str, sample: int) -> Collected:
 def render_run(
     collected: Collected,
     speed: Throughput | None,
-    picks: Mapping[int, Sequence[Pick]],
+    picks: Mapping[int, Sequence[Sampled]],
     pictures: Mapping[Place, Shown],
 ) -> str:
     """The HTML page. `picks`: label to the images shown for it; `pictures`: those images."""
@@ -160,7 +160,7 @@ def _class_row(stats: RunStats, label: int, name: str) -> dict[str, Any]:
 
 
 def _group(
-    stats: RunStats, label: int, name: str, picks: Sequence[Pick], pictures: Mapping[Place, Shown]
+    stats: RunStats, label: int, name: str, picks: Sequence[Sampled], pictures: Mapping[Place, Shown]
 ) -> dict[str, Any]:
     shown = [pictures[pick.shard, pick.place] for pick in picks]
     captions = [

@@ -22,7 +22,7 @@ from cliper.pipeline.run.shards import shard_file
 
 BINS = 20  # of a confidence histogram, each 0.05 wide
 PICKS = 2  # images kept per class and kind
-KINDS = ("most confident", "random", "least confident")
+SAMPLED = ("most confident", "random", "least confident")
 EXAMPLES = 3  # failed images named per cause
 _COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
 _READERS = 4  # shards read at the same time
@@ -32,8 +32,8 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Pick:
-    """An image to show for a class: where its row is, and why it was chosen (one of KINDS)."""
+class Sampled:
+    """An image to show for a class: where its row is, and why it was chosen (one of SAMPLED)."""
 
     label: int
     shard: int
@@ -80,7 +80,7 @@ class RunStats:
         self.pixels = np.zeros(classes + 1, dtype=np.int64)
         self.confidence_sum = np.zeros(classes + 1)
         self.class_confidence = np.zeros((classes + 1, BINS), dtype=np.int64)
-        self._best = {kind: _Best() for kind in KINDS}
+        self._best = {kind: _Best() for kind in SAMPLED}
 
     def add(self, shard: int, table: pa.Table) -> None:
         """Count the rows of one shard, in file order."""
@@ -111,17 +111,17 @@ class RunStats:
         np.add.at(self.class_confidence, (label, _bins(mean)), 1)
         keys = np.stack([label, np.full_like(label, shard), place])
         chance = np.random.default_rng(shard).random(len(label))
-        for kind, score in zip(KINDS, (mean, chance, -mean), strict=True):
+        for kind, score in zip(SAMPLED, (mean, chance, -mean), strict=True):
             self._best[kind].add(score, keys)
 
-    def picks(self, label: int) -> list[Pick]:
-        """The images to show for a class, each once, by KINDS."""
-        chosen: dict[tuple[int, int], Pick] = {}
-        for kind in (KINDS[0], KINDS[2], KINDS[1]):  # where images are few, the extremes keep theirs
+    def picks(self, label: int) -> list[Sampled]:
+        """The images to show for a class, each once, by SAMPLED."""
+        chosen: dict[tuple[int, int], Sampled] = {}
+        for kind in (SAMPLED[0], SAMPLED[2], SAMPLED[1]):  # where images are few, the extremes keep theirs
             best = self._best[kind].keys
             for _, shard, place in best[:, best[0] == label].T.tolist():
-                chosen.setdefault((shard, place), Pick(label, shard, place, kind))
-        return sorted(chosen.values(), key=lambda pick: KINDS.index(pick.kind))
+                chosen.setdefault((shard, place), Sampled(label, shard, place, kind))
+        return sorted(chosen.values(), key=lambda pick: SAMPLED.index(pick.kind))
 
     def mean_confidence(self) -> Floats:
         """Mean of every label's confidence over the images that hold it, float64 [K + 1]; nan without images."""

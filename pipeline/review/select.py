@@ -1,7 +1,7 @@
 """People look at the masks that need it most, and what they correct comes back into the run.
 
-`pick` orders images by how much a look is worth, `review_tasks` hands them to Label Studio, `apply_review` takes
-its export back as a new version of corrections (corrections.py).
+`select_images` orders images by how much a look is worth, `review_tasks` hands them to Label Studio, and
+`apply_review` takes its export back as a new version of corrections (corrections.py).
 """
 
 import math
@@ -28,7 +28,7 @@ _MASK = ("mask", "mask_codec")
 
 
 @dataclass(frozen=True)
-class Pick:
+class Candidate:
     """An image worth a look. All terms are 0 to 1, more is more urgent; `score` is their mean.
 
     `doubt`: share of the run's images that lead their second-best class by a wider margin. `rarity`: of the
@@ -49,13 +49,13 @@ class Pick:
         return sum(terms) / len(terms)
 
 
-def pick(
+def select_images(
     run: Run,
     count: int,
     keep: RowFilter = LABELED,
     against: Run | None = None,
     again: bool = False,
-) -> list[Pick]:
+) -> list[Candidate]:
     """The `count` images most worth a look, the most urgent first; ties in the order of ids.
 
     Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
@@ -120,14 +120,14 @@ def _disagreement(row: Mapping[str, Any], others: Mapping[str, Any], run: Run, a
 
 def _judge(
     row: Mapping[str, Any], shard: int, margins: np.ndarray, images: Counter[int], disagreement: float | None
-) -> Pick:
+) -> Candidate:
     wider = len(margins) - np.searchsorted(margins, np.float32(np.nan_to_num(row["margin"])), side="right")
     rarest = min((images[entry["class_id"]] for entry in row["classes"] if entry["class_id"]), default=None)
     rarity = 0.0 if rarest is None else 1 - math.log1p(rarest) / math.log1p(len(margins))
-    return Pick(row["image_id"], shard, float(wider) / len(margins), rarity, disagreement)
+    return Candidate(row["image_id"], shard, float(wider) / len(margins), rarity, disagreement)
 
 
-def review_tasks(run: Run, picks: Sequence[Pick]) -> list[dict[str, Any]]:
+def review_tasks(run: Run, picks: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Label Studio tasks of the picks, in their order, with the masks as they stand as predictions."""
     names, corrections, rows = class_names(run.identity), read_corrections(run), {}
     for shard in sorted({found.shard for found in picks}):
@@ -145,7 +145,7 @@ def choose(table: pa.Table, image_ids: set[str]) -> list[dict[str, Any]]:
     return chosen
 
 
-def _task(row: Mapping[str, Any], found: Pick, names: Sequence[str]) -> dict[str, Any]:
+def _task(row: Mapping[str, Any], found: Candidate, names: Sequence[str]) -> dict[str, Any]:
     labels = np.ascontiguousarray(upright(unpack_mask(row), row["orientation"]))
     made = task(row, labels, names, image_url(row["uri"]))
     terms = {"doubt": found.doubt, "rarity": found.rarity, "disagreement": found.disagreement}

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import FilterError
-from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, overlay
+from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, with_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.schema import COLUMNS
 from cliper.pipeline.run.shards import shard_file
@@ -111,7 +111,7 @@ def read_tables(
 
 def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter, corrected: pa.Table) -> pa.Table:
     if len(corrected):
-        table = overlay(file.read(), corrected)
+        table = with_corrections(file.read(), corrected)
         return table.take(keep.rows(table.select(METADATA))).select(columns)
     if keep == ALL_ROWS:
         return file.read(columns)

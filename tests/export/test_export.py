@@ -13,7 +13,7 @@ from cliper.jobs.cli import app
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ExportError, FilterError, RunError
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
-from cliper.pipeline.export.driver import LISTING, MARKER, export, pick
+from cliper.pipeline.export.driver import LISTING, MARKER, export, find_exporter
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.folder import Run, read_run
@@ -170,7 +170,7 @@ def test_nothing_labeled_and_unknown_names(run: Run, tmp_path: Path) -> None:
         empty = read_run(str(tmp_path / "run"), Storage())
         export(empty, plan_of(empty, "voc"), str(tmp_path / "out"))
     with pytest.raises(ExportError, match="unknown format 'pascal'; known: coco, coco-panoptic"):
-        pick("pascal")
+        find_exporter("pascal")
     with pytest.raises(FilterError, match="no class"):
         export(run, plan_of(run, "voc", keep=RowFilter(classes=("unicorn",))), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

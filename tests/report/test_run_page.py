@@ -32,7 +32,7 @@ from cliper.pipeline.report.images import mask_layer, palette_index
 from cliper.pipeline.report.page import duration, share
 from cliper.pipeline.report.run_images import read_pictures
 from cliper.pipeline.report.run_page import write_run_report
-from cliper.pipeline.report.run_stats import BINS, KINDS, PICKS, Pick, choose_shards, collect
+from cliper.pipeline.report.run_stats import BINS, PICKS, SAMPLED, Sampled, choose_shards, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import throughput
 from cliper.pipeline.run.folder import Run, read_run
@@ -127,7 +127,7 @@ def test_images_to_show_are_the_extremes_and_some_between(run: Run, label: int) 
     entries = entries_of(run, label)
     assert len(entries) > 3 * PICKS
     assert len({(pick.shard, pick.place) for pick in picks}) == len(picks), "each once"
-    by_kind = {kind: {(p.shard, p.place) for p in picks if p.kind == kind} for kind in KINDS}
+    by_kind = {kind: {(p.shard, p.place) for p in picks if p.kind == kind} for kind in SAMPLED}
     highest = sorted(entries, key=lambda entry: (-entry[0], *entry[1:]))[:PICKS]
     lowest = sorted(entries)[:PICKS]
     assert by_kind["most confident"] == {place[1:] for place in highest}
@@ -186,7 +186,7 @@ def test_a_turned_photograph_and_its_mask_are_shown_upright(run: Run) -> None:
         for place, entry in enumerate(manifest.read_shard(STORAGE, run.uri, shard))
         if entry.image_id == "turned.jpg"
     ]
-    shown = read_pictures(run, manifest, [Pick(1, shard, place, "random")])[shard, place]
+    shown = read_pictures(run, manifest, [Sampled(1, shard, place, "random")])[shard, place]
     [row] = [row for row in rows_of(run) if row["image_id"] == "turned.jpg"]
     mask = unpack_mask(row)
     assert mask.shape == (48, 80)

@@ -12,7 +12,7 @@ from cliper.jobs.cli import app
 from cliper.jobs.status import describe
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.run.attempts import Attempts
-from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.folder import Run, begin_run, identity_of
 from cliper.pipeline.run.lease import Holder, hold
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import read_status, recent_rate
@@ -90,7 +90,7 @@ def test_a_driver_that_died(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_not_listed_yet(corpus: Path, tmp_path: Path) -> None:
-    run = open_run(str(tmp_path / "run"), Storage(), identity_of(JobConfig(), CLASSES, str(corpus), {}))
+    run = begin_run(str(tmp_path / "run"), Storage(), identity_of(JobConfig(), CLASSES, str(corpus), {}))
     found = read_status(run)
     assert (found.state, found.images, found.rate, found.failures) == ("not listed", 0, None, {})
     with hold(run.uri, run.storage):

@@ -19,7 +19,7 @@ from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.manifest import write_manifest
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.evaluate.prepared import Prepared
-from cliper.pipeline.run.folder import Run, class_table, open_run
+from cliper.pipeline.run.folder import Run, begin_run, class_table
 from cliper.pipeline.run.masks import encode_png, pack_mask
 from cliper.pipeline.run.schema import COLUMNS, label_schema
 from cliper.pipeline.run.shards import write_shard
@@ -279,7 +279,7 @@ def stored_run(
     """A finished labeling run with the given masks; `failed` is the id of an image without one."""
     storage = storage or Storage()
     classes = ClassList.parse(list(prepared.class_names))
-    run = open_run(
+    run = begin_run(
         uri, storage, {"classes": class_table(classes), "model": JobConfig().model_dump(mode="json")["model"]}
     )
     entries = [Entry(image_id, f"/nowhere/{image_id}.jpg") for image_id in predictions]

@@ -12,7 +12,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.label.stages import Task, load_task, make_actor, write_task
-from cliper.pipeline.run.folder import identity_of, open_run
+from cliper.pipeline.run.folder import begin_run, identity_of
 from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import CLASSES, Brightness, kind
 
@@ -28,7 +28,7 @@ def fake_job(
     """A job over `corpus`, its manifest written, nothing labeled yet."""
     storage = storage or Storage()
     config = JobConfig.model_validate(settings)
-    run = open_run(output, storage, identity_of(config, classes, corpus, {}))
+    run = begin_run(output, storage, identity_of(config, classes, corpus, {}))
     manifest = read_manifest(storage, output)
     if manifest is None:
         manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
