@@ -24,6 +24,7 @@ from cliper.model.errors import ConfigError
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
 from cliper.pipeline.evaluate.compare import compare, matching
 from cliper.pipeline.evaluate.results import Results, figures, heading
+from cliper.pipeline.extras import require
 from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
@@ -104,6 +105,7 @@ def evaluate(
 
 def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
     """Evaluate in this mode and print the outcome."""
+    require("evaluate", "cliper evaluate", "matplotlib")
     config = None if asked["BENCHMARK"] is None else load_benchmark(asked["BENCHMARK"])
     data, output, variant = asked["--data"], asked["--output"], asked["--variant"]
     if mode == "--compare":

@@ -47,6 +47,10 @@ class ExportError(CliperError):
     """A format cannot hold what the run has, or the output belongs to something else."""
 
 
+class MissingExtraError(CliperError):
+    """A library of one of the package's extras is not installed."""
+
+
 class LeaseError(RunError):
     """Another driver works on the run folder, or took it over."""
 

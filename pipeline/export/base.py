@@ -131,6 +131,7 @@ class Exporter:
     as_seen: bool = False  # see Item
     needs_images: bool = False  # trainers of this format look for image files beside the masks
     keeps_failed: bool = False  # rows without a mask can be held
+    needs: tuple[str, ...] = ()  # modules of the extra `export`
     check: Callable[[Plan], None] = lambda plan: None  # raises ExportError for what the format cannot hold
 
 

@@ -25,6 +25,7 @@ from cliper.pipeline.export.folder import Folder, compact_json
 from cliper.pipeline.export.items import LeftOut, read_items
 from cliper.pipeline.export.names import clashing_names
 from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
 from cliper.pipeline.run.folder import Run, differences
 from cliper.pipeline.run.rows import read_tables
@@ -62,6 +63,7 @@ def export(
     started = time.monotonic()
     exporter = find_exporter(plan.format)
     plan.keep.check(plan.class_names)
+    require("export", f"the format {plan.format}", *exporter.needs)
     exporter.check(plan)
     shards = sorted(run.done_shards())
     if not shards:

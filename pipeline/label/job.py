@@ -12,6 +12,7 @@ from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries, no_images
 from cliper.pipeline.errors import RunError
+from cliper.pipeline.extras import require
 from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
@@ -49,7 +50,8 @@ def open_job(
     says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
     """
     kind = lookup("segmenter", config.segmenter, SEGMENTERS)
-    lookup("mask_codec", config.mask_codec, MASK_CODECS)
+    codec = lookup("mask_codec", config.mask_codec, MASK_CODECS)
+    require("export", f"mask_codec {config.mask_codec}", *codec.needs)
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     left_out = LeftOut()

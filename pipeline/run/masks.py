@@ -13,10 +13,11 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class MaskCodec:
-    """`encode` takes uint8 or uint16 [H, W]; `decode` returns the same array."""
+    """`encode` takes uint8 or uint16 [H, W]; `decode` returns the same array; `needs` are modules of an extra."""
 
     encode: Callable[[np.ndarray], bytes]
     decode: Callable[[bytes], np.ndarray]
+    needs: tuple[str, ...] = ()
 
 
 def palette() -> list[int]:
@@ -75,7 +76,7 @@ def decode_coco_rle(data: bytes) -> np.ndarray:
 
 MASK_CODECS: dict[str, MaskCodec] = {
     "png": MaskCodec(encode_png, decode_png),
-    "coco-rle": MaskCodec(encode_coco_rle, decode_coco_rle),
+    "coco-rle": MaskCodec(encode_coco_rle, decode_coco_rle, needs=("pycocotools",)),
 }
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import FilterError
+from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, with_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.schema import COLUMNS
@@ -133,10 +134,9 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
     """Places of the rows for which an SQL condition holds."""
-    try:
-        import duckdb
-    except ImportError as error:
-        raise FilterError("SQL conditions need DuckDB: pip install 'cliper[export]'") from error
+    require("export", "an SQL condition", "duckdb")
+    import duckdb
+
     rows = metadata.append_column("_place", pa.array(np.arange(len(metadata)), pa.int64()))
     connection = duckdb.connect()
     connection.execute("SET enable_external_access = false")  # a condition reads the rows and nothing else

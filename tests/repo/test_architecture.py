@@ -14,7 +14,7 @@ PACKAGES = {"pipeline": "pipeline", "cliper_model": "model", "jobs": "jobs"}  # 
 ALLOWED = {"model": {"model"}, "pipeline": {"pipeline", "model"}, "jobs": {"jobs", "pipeline", "model"}}
 FORBIDDEN_IN_MODEL = {"ray", "pyarrow", "fsspec", "s3fs", "typer"}
 ORDER = (  # of the packages inside pipeline/, from the ground up: each may import those before it
-    *("config", "errors", "parallel", "telemetry", "storage", "corpus", "run", "label", "flow"),
+    *("config", "errors", "extras", "parallel", "telemetry", "storage", "corpus", "run", "label", "flow"),
     *("report", "evaluate", "export", "review", "dataset", "results"),
 )
 FILES = [(package, path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]

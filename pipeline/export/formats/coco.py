@@ -128,5 +128,5 @@ def _panoptic_finish(records: Records, folder: Folder, plan: Plan) -> None:
     _write_dataset(records, folder, plan, "panoptic.json", annotations)
 
 
-COCO = Exporter(_coco_shard, _coco_finish)
-PANOPTIC = Exporter(_panoptic_shard, _panoptic_finish)
+COCO = Exporter(_coco_shard, _coco_finish, needs=("pycocotools", "scipy"))
+PANOPTIC = Exporter(_panoptic_shard, _panoptic_finish, needs=("scipy",))

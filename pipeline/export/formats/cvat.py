@@ -114,4 +114,6 @@ def _check(plan: Plan) -> None:
         refuse_unprintable(name, "class name")
 
 
-CVAT = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, check=_check)
+CVAT = Exporter(
+    _shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, needs=("scipy",), check=_check
+)

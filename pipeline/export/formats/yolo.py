@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import yaml
 
-from cliper.pipeline.errors import ExportError
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.polygons import polygons
@@ -41,11 +40,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
     folder.write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
 
 
-def _check(plan: Plan) -> None:
-    try:
-        import cv2  # noqa: F401
-    except ImportError as error:
-        raise ExportError("polygons need OpenCV: pip install 'cliper[export]'") from error
-
-
-YOLO = Exporter(_shard, _finish, splits=True, needs_images=True, check=_check)
+YOLO = Exporter(_shard, _finish, splits=True, needs_images=True, needs=("cv2", "scipy"))
