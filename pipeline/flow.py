@@ -7,6 +7,7 @@ depends on nothing but its shard. Ray Data schedules, restarts what dies (run/at
 the fast stages; the stages are plain functions (label/stages.py) and one actor class.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,7 +91,11 @@ def over_shards(
             flow = flow.map_batches(write_shard, **tasks)
         if then is not None:
             flow = flow.map_batches(then, **tasks)
-        yield from flow.iter_rows()
+        try:
+            yield from flow.iter_rows()
+        finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
+            del flow
+            gc.collect()
 
 
 def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
