@@ -8,6 +8,7 @@ the fast stages; the stages are plain functions (label/stages.py) and one actor 
 """
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -82,15 +83,11 @@ def over_shards(
     with ray_data_settings(), reserved([IO_BUNDLE] * pool.io_bundles, IO_CPUS) as room:
         tasks = {**ONE_SHARD, **room, "compute": TaskPoolStrategy(size=pool.io_tasks)}
         actors = {**ONE_SHARD, **pool.actor_options, "compute": _actor_pool(pool)}
-        flow = (
-            ray.data.from_items(list(rows), override_num_blocks=len(rows))
-            .map_batches(load_shard, **tasks)
-            .map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
-        )
-        if write is not None:
-            flow = flow.map_batches(write_shard, **tasks)
-        if then is not None:
-            flow = flow.map_batches(then, **tasks)
+        with placement_groups_allowed():
+            flow = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map_batches(load_shard, **tasks)
+            flow = flow.map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
+            for stage in [*([] if write is None else [write_shard]), *([] if then is None else [then])]:
+                flow = flow.map_batches(stage, **tasks)
         try:
             yield from flow.iter_rows()
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
@@ -104,7 +101,8 @@ def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
     size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
     with ray_data_settings(), reserved([each] * size, each) as room:
         blocks = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-        done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
+        with placement_groups_allowed():
+            done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
         yield from done.iter_rows()
 
 
@@ -142,6 +140,14 @@ def unpack(batch: pa.Table) -> pa.Table:
     if len(batch) != 1:
         raise ValueError(f"a batch must be one shard, got {len(batch)}")
     return pa.ipc.open_stream(batch.column("table")[0].as_buffer()).read_all()
+
+
+@contextmanager
+def placement_groups_allowed() -> Iterator[None]:
+    """Hide the notice that Ray 2.64 takes `scheduling_strategy` from stages; pyproject.toml stays below it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from cliper.pipeline.label.pool import (
 Say = Callable[[str], None]
 
 SETTLE_SECONDS = 20.0  # for Ray to place what should fit; longer means that other work took the room
-GRACE_SECONDS = 10.0  # for a run that has just ended to give back its room
+GRACE_SECONDS = 60.0  # for a driver that has just ended, or was killed, to give back its room
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 
@@ -40,7 +40,7 @@ def cluster_nodes() -> list[Node]:
 def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
     """Plan a pool on what is free, for up to `seconds`; what is missing is asked of the cluster's autoscaler.
 
-    What other work holds gets GRACE_SECONDS in any case: actors of a run that has just ended may still be there.
+    What other work holds gets GRACE_SECONDS in any case: actors of a driver that was killed may still be there.
     Raises ResourceError with the reason that is left.
     """
     began, said = time.monotonic(), 0.0
@@ -86,6 +86,7 @@ def reserved(bundles: Sequence[float], each: float) -> Iterator[dict[str, Any]]:
     ResourceError if even that was taken meanwhile.
     """
     from ray.util.placement_group import remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     group = _placed(bundles) or (_placed(bundles[:1]) if len(bundles) > 1 else None)
     if group is None:
@@ -94,9 +95,7 @@ def reserved(bundles: Sequence[float], each: float) -> Iterator[dict[str, Any]]:
             f"{describe_free(cluster_nodes())}; run the command again with --wait-for-resources 10m"
         )
     try:
-        # Ray Data's stages take resources but, from 2.64 on, no placement group. Ray offers what a group holds as
-        # resources of this name; a task that asks for one runs in the group.
-        yield {"num_cpus": 0, "resources": {f"CPU_group_{group.id.hex()}": each}}
+        yield {"num_cpus": each, "scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
     finally:
         remove_placement_group(group)
 

@@ -16,6 +16,7 @@ from cliper.jobs.common import execute
 from cliper.jobs.session import ray_session
 from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label import cluster
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.run.verify import verify_run
 from tests.label.test_clusters import placed_job
@@ -58,6 +59,7 @@ def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert [note["resources"]["CPU"] for note in placed.notes] == [2.0]
         assert verify_run(beside.run).whole
 
+        monkeypatch.setattr(cluster, "GRACE_SECONDS", 1.0)
         full, _ = placed_job(monkeypatch, corpus, tmp_path / "full", session, actors=1, cpus_per_actor=3)
         with pytest.raises(ResourceError, match="fit this cluster, but not beside what runs on it now"):
             execute(full, session)
@@ -87,7 +89,7 @@ def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
     """It starts on one node of three and uses all three once they have joined."""
     write_corpus(tmp_path / "corpus", 300)
     placed = Placed(str(tmp_path / "placed"), seconds=0.2)
-    with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as cluster, ray_session(verbose=False) as session:
+    with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as nodes, ray_session(verbose=False) as session:
         session.connect()
         job = fake_job(str(tmp_path / "corpus"), str(tmp_path / "run"), make=placed, shard={"images": 4})
         pool = Pool(1, 1.0, 1, max_actors=3)
@@ -96,9 +98,9 @@ def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
             finished.append(summary["finished"])
             if len(finished) == 3:
                 for _ in range(2):
-                    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
-    nodes = Counter(note["node"] for note in placed.notes)
-    assert len(nodes) == 3
+                    nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
+    used = Counter(note["node"] for note in placed.notes)
+    assert len(used) == 3
     assert len(finished) == 75
     assert verify_run(job.run).whole
     alone, together = finished[2] - finished[0], finished[-1] - finished[-3]
