@@ -77,9 +77,11 @@ class RaySession:
         return cluster_nodes()
 
     def wants_gpu(self, wanted: ResourceConfig) -> bool:
-        """Whether a run's actors go on GPUs; connects only where the settings leave that open."""
+        """Whether a run's actors go on GPUs. Connects only if the settings leave that to a cluster."""
         from cliper.pipeline.label.pool import wants_gpu
 
+        if wanted.device == "auto" and not os.environ.get("RAY_ADDRESS"):
+            return _local_gpus() > 0
         return wants_gpu(wanted, self.nodes() if wanted.device == "auto" else [])
 
     def pool(self, wanted: ResourceConfig) -> "Pool":
@@ -94,6 +96,16 @@ class RaySession:
         if wanted.device == "auto" and not pool.gpus_per_actor:
             say("the cluster has no GPUs: the actors compute on CPUs")
         return pool
+
+
+def _local_gpus() -> int:
+    """GPUs that a Ray on this machine would find, by Ray's own detection, without starting one."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    found: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
-from cliper.pipeline.label import actor as segment
+from cliper.pipeline.label import segmenters
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.rows import read_tables
@@ -30,7 +30,7 @@ from tests.support.jobs import this_ray
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Iterator[None]:
     """`execute` on the session's Ray, with a segmenter that is fast and predictable."""
-    monkeypatch.setitem(segment.SEGMENTERS, "brightness", kind(Brightness))
+    monkeypatch.setitem(segmenters.SEGMENTERS, "brightness", kind(Brightness))
     yield
 
 
