@@ -112,6 +112,7 @@ def _local_gpus() -> int:
 def ray_session(verbose: bool, wait: float = 0.0) -> Iterator[RaySession]:
     """A RaySession; what it connected or started is closed at the end."""
     with ExitStack() as held:
+        held.enter_context(_environment())  # Ray reads it once, as it is imported
         yield RaySession(verbose, wait, held)
 
 
@@ -122,14 +123,10 @@ def say(text: str) -> None:
 
 @contextmanager
 def _connected(verbose: bool) -> Iterator[None]:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     with ExitStack() as held:
         address = os.environ.get("RAY_ADDRESS", "")
         say(f"connecting to Ray at {address} (RAY_ADDRESS)" if address else "starting Ray on this machine")
-        if not address:
-            held.enter_context(_private_token())
-        elif address != "auto":
+        if address not in ("", "auto"):
             _check_address(address)
             _await_port(address, CONNECT_SECONDS)
         held.enter_context(contextlib.nullcontext() if verbose else _quiet())
@@ -227,14 +224,15 @@ def _await_port(address: str, seconds: float) -> None:
 
 
 @contextmanager
-def _private_token() -> Iterator[None]:
-    """Give a local Ray a token of its own, in the environment only.
+def _environment() -> Iterator[None]:
+    """Settings for Ray, and for a local Ray a token of its own; settings of the user's are left alone.
 
-    Without this, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it. Settings
-    of the user's own are left alone.
+    Without the token, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if any(name in os.environ for name in names):
+    if os.environ.get("RAY_ADDRESS") or "ray" in sys.modules or any(name in os.environ for name in names):
         yield
         return
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -62,7 +62,7 @@ def test_photographs_end_to_end_in_every_storage(settings: dict[str, str], tmp_p
     assert re.search(r"labeled   4 images in [\d.]+ s", done.stdout)
     assert "failed    0" in done.stdout
     first, *lines = done.stderr.splitlines()
-    assert first == "starting Ray on this machine"
+    assert first == "left out  1 .md: not an image's ending"
     for told in (
         "4 images in 1 shards",
         "starting 1 actor, each ",
@@ -170,7 +170,7 @@ def test_mistakes_are_one_message_and_exit_code_2(settings: dict[str, str], tmp_
         ({"--exclude": "*"}, PHOTOS, "no images found in", {}),
         ({"--storage-option": "anon"}, PHOTOS, "expects KEY=VALUE", {}),
         ({"--output": str(tmp_path / "full")}, PHOTOS, "is not empty and not a run folder", {}),
-        ({"--actors": "99"}, PHOTOS, "99 actors with 1 CPUs each", {}),
+        ({"--actors": "99"}, PHOTOS, "99 actors with 0.5 CPU each", {}),
     ]
     for changed, corpus, message, environment in cases:
         command = label_command({"--output": str(output)} | settings | changed, str(corpus))

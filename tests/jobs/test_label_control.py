@@ -139,7 +139,7 @@ def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp
     with pytest.raises(TooManyFailuresError):
         write_corpus(tmp_path / "corpus", 20, broken_each=2)
         run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
-    with pytest.raises(ResourceError, match="9 actors with 1 CPUs each"):
+    with pytest.raises(ResourceError, match="9 actors with 0.5 CPU each"):
         run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
 
 
