@@ -27,7 +27,7 @@ TURNS = {
     "of its/their own": r"\bof (?:its|their|his|ours?|one's) own\b",
     "nobody/somebody": r"\b(?:no|some|any|every)body(?:'s)?\b",
 }
-_CODE = re.compile(r"```.*?```|`[^`\n]*`|^(?: {4}|\t).*$|\]\([^)]*\)|<!--.*?-->|^\|[-: |]+\|$", re.S | re.M)
+_CODE = re.compile(r"```.*?```|`[^`\n]*`|^(?: {4}|\t)[^\n]*$|\]\([^)]*\)|<!--.*?-->|^\|[-: |]+\|$", re.S | re.M)
 _LONG = 5  # words from which a string literal counts as prose
 
 
