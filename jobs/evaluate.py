@@ -49,7 +49,7 @@ Opt = typer.Option
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says about how to run, as opposed to what."""
+    """Command-line options on how to run, the same for every form of the command."""
 
     storage: Storage
     resources: Resources
@@ -65,10 +65,10 @@ def evaluate(
         typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
     ] = None,
     data: Annotated[
-        str | None, Opt(help="Prepared benchmark; with --all the folder that holds them", metavar="URI")
+        str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
     ] = None,
     output: Annotated[
-        str | None, Opt(help="Run folder; with --all the folder of run folders", metavar="URI")
+        str | None, Opt(help="Run folder; with --all, the parent folder of all run folders", metavar="URI")
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
@@ -77,10 +77,10 @@ def evaluate(
         list[str] | None,
         Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
-    everything: Annotated[bool, Opt("--all", help="Every shipped config and variant: the table")] = False,
+    everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[list[str] | None, Opt(help="With --all: configs to run; repeat", metavar="CONFIG")] = None,
     compare_runs: Annotated[
-        tuple[str, str] | None, Opt("--compare", help="Two evaluated runs", metavar="A B")
+        tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
     device: Device = None,
@@ -96,7 +96,7 @@ def evaluate(
     ] = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
-    """Measure masks against a benchmark's ground truth: mIoU and everything around it.
+    """Measure masks against a benchmark's ground truth: mIoU and other metrics.
 
     Run the same command again to continue: finished shards are neither labeled nor counted again.
     """
@@ -133,7 +133,7 @@ def _need(value: str | None, what: str) -> str:
 def evaluate_live(
     name: str, config: BenchmarkConfig, variant: str | None, data: str, output: str, options: Options
 ) -> tuple[Results, str]:
-    """Label the benchmark's images and count every shard as it is committed: results, and the page's URI."""
+    """Label the benchmark's images and count every shard after its commit: results, and the page's URI."""
     chosen = variant or next(iter(config.variants))
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
@@ -196,7 +196,7 @@ def _stored_setting(
     model = run.identity["model"]["backbone"]["model"]
     if config is None:
         return Setting(chosen, decided, model=model)
-    # Published figures hold for one model only: the run must have been labeled with that variant's settings.
+    # Published figures apply to one model only: the run must have been labeled with that variant's settings.
     names = [variant] if variant else list(config.variants)
     same = [name for name in names if config.settings(name).model_dump(mode="json") == run.identity["model"]]
     name = same[0] if same else ""
@@ -212,9 +212,9 @@ def _protocol(name: str) -> Protocol:
 
 
 def evaluate_all(data: str, output: str, only: list[str], options: Options) -> str:
-    """Every shipped config and variant whose data are prepared, one after the other: the table as Markdown.
+    """Evaluate every shipped config and variant whose data are prepared, in turn: the table as Markdown.
 
-    What is finished is not computed again; a benchmark whose data are not there is named and left out.
+    Finished evaluations are not repeated; benchmarks without prepared data are skipped with a message.
     """
     names = [name for name, _ in shipped_benchmarks()]
     unknown = [name for name in only if name not in names]
@@ -232,7 +232,7 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
             run_uri = join(output, f"{name}-{variant}")
             results.append(evaluate_live(name, config, variant, where, run_uri, options)[0])
     for where in sorted(absent):
-        print(f"not prepared, left out: {where}", file=sys.stderr)
+        print(f"not prepared, skipped: {where}", file=sys.stderr)
     if not results:
         raise EvaluationError(
             f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
@@ -241,7 +241,7 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
 
 
 def _data_folder(data: str, config: BenchmarkConfig) -> str:
-    """BENCHMARK, or BENCHMARK-TRUTH where a benchmark is published with several ground truths."""
+    """DATA/BENCHMARK, or DATA/BENCHMARK-TRUTH for a benchmark published with several ground truths."""
     return join(data, config.benchmark if config.truth is None else f"{config.benchmark}-{config.truth}")
 
 
@@ -253,7 +253,7 @@ def run_sweep(
     values: Mapping[str, list[Any]],
     options: Options,
 ) -> str:
-    """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
+    """Evaluate every combination of thresholds with one pass of the networks: the results as Markdown."""
     from cliper.pipeline.evaluate.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
 
     prepared = _open_data(data, options.storage, config)
@@ -310,7 +310,7 @@ def _published(config: BenchmarkConfig, variant: str) -> float | None:
 
 
 def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
-    """Verify, add up, and write the report."""
+    """Verify and merge the counts, and write the report; returns the results and the page's URI."""
     from cliper.pipeline.evaluate.page import write_report
 
     counts = evaluation.read()
@@ -319,7 +319,7 @@ def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
 
 
 def print_results(results: Results, page: str) -> None:
-    """The headline figures, on stdout."""
+    """Print the main figures and the report's path."""
     print(heading(results))
     for name, value in figures(results):
         print(f"  {name:<40} {value}")

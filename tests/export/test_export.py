@@ -236,7 +236,7 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "exported  " in done.stdout
     assert "images of 4 shards" in done.stdout
-    assert "trainers of this format need them beside the masks: --images" in done.stdout
+    assert "trainers of this format need them: --images" in done.stdout
     assert "4 of 4 shards" in done.stderr
 
 

@@ -270,7 +270,7 @@ def test_the_commands_on_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Mo
     assert "it held these corrections already" in cliper("apply", run.uri, str(export))
     assert len(read_corrections(run).rows) == 2
     for arguments, message in (
-        (["pick", run.uri, "--output", f"{bucket}/tasks"], "is there already"),
+        (["pick", run.uri, "--output", f"{bucket}/tasks"], "exists already"),
         (["apply", run.uri, str(tmp_path / "none.json")], "does not exist"),
     ):
         with pytest.raises(CliperError, match=message):

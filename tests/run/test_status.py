@@ -51,7 +51,7 @@ def test_a_run_that_stopped_half_way(corpus: Path, tmp_path: Path) -> None:
     assert found.rate == pytest.approx((8 + 5) / 20)
     assert (found.last_write, found.seconds_left, found.driver, found.started) == (1020.0, None, None, ())
     text = describe(found, datetime.now(UTC))
-    assert "left      until somebody continues it" in text
+    assert "left      unknown: not running" in text
     assert "failed    5 (" in text
 
 
@@ -74,7 +74,7 @@ def test_a_run_at_work(corpus: Path, tmp_path: Path) -> None:
     started = [(s.shard, s.starts, s.deaths, s.image) for s in found.started]
     assert started == [(3, 3, 2, "part0/photo-00000.jpg"), (4, 1, 0, None)]
     assert "left      about 0:00:42, until 2030-01-01 00:00 UTC" in text
-    assert "2 shards begun, 1 of them again after 2 deaths" in text
+    assert "2 shards started, 1 of them restarted after an image" in text
     assert read_status(run).state == "stopped"
 
 
