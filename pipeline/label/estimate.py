@@ -1,4 +1,4 @@
-"""What labeling a corpus will take, from a sample of it run for real on this machine."""
+"""Time and output size of labeling a corpus, estimated from a sample that is labeled on this machine."""
 
 import random
 import time
@@ -35,7 +35,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Measured:
-    """A sample that went through one actor."""
+    """Measurements of a sample that one actor labeled."""
 
     images: int
     failed: int
@@ -48,13 +48,13 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Images/s of one actor that runs without a pause."""
+        """Images/s of one actor under continuous load."""
         return self.images / self.seconds
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The whole corpus on a number of actors."""
+    """Estimated time, output and cost of the whole corpus on a number of actors."""
 
     actor_hours: float
     hours: float
@@ -82,7 +82,7 @@ def sample_corpus(
 def measure(
     sample: Sequence[Entry], storage: Storage, factory: SegmenterFactory, config: JobConfig, classes: ClassList
 ) -> Measured:
-    """Send a sample through one actor in this process: what a labeling run does per shard, without Ray."""
+    """Label a sample with one actor in this process, as a labeling run does per shard, but without Ray."""
     began = time.perf_counter()
     table = load_entries(storage, 0, sample, config.input.image_column)
     loaded = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The report of a labeling run: one self-contained HTML page that says how it went and shows what came out."""
+"""The report of a labeling run: a self-contained HTML page of throughput, failures, classes and example masks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,10 +22,10 @@ _BAR = 6.0  # rem, the widest bar of an area
 
 
 def write_run_report(run: Run, output: str, sample: int) -> Collected:
-    """Write the page of a finished or unfinished run to the URI `output`; returns what it is made of.
+    """Write the page of a finished or unfinished run to the URI `output`; returns the statistics behind it.
 
     Reads the metadata of at most about `sample` rows, and the masks and source images of the few that are shown.
-    Raises RunError where no shard is finished.
+    Raises RunError if no shard is finished.
     """
     collected = collect(run, sample)
     stats = collected.stats
@@ -137,7 +137,7 @@ def _confidence(stats: RunStats) -> str:
 
 
 def _spread(counts: Sequence[int]) -> str:
-    """The middle half of a histogram over 0 to 1, in words."""
+    """The interquartile range of a histogram over 0 to 1, in words."""
     total = np.cumsum(counts)
     if not total[-1]:
         return "no images"

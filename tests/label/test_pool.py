@@ -46,7 +46,7 @@ def test_only_what_is_free_is_planned_on() -> None:
     assert (
         plan_pool(resources(), [busy(8, 0, GPU=2), Node({"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 0})]).actors == 2
     )
-    with pytest.raises(ResourceError, match=r"fit this cluster, but not beside .* free are 3 CPUs; lower .*10m"):
+    with pytest.raises(ResourceError, match=r"fit this cluster, but other work .* free: 3 CPUs; lower .*10m"):
         plan_pool(resources(actors=1, cpus_per_actor=3), [busy(4, 1)])
 
 

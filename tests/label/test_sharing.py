@@ -59,7 +59,7 @@ def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert verify_run(beside.run).whole
 
         full, _ = placed_job(monkeypatch, corpus, tmp_path / "full", session, actors=1, cpus_per_actor=3)
-        with pytest.raises(ResourceError, match="fit this cluster, but not beside what runs on it now"):
+        with pytest.raises(ResourceError, match="fit this cluster, but other work is running on it"):
             execute(full, session)
         session.wait = 60
         Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()

@@ -1,4 +1,4 @@
-"""Write the prepared form of a benchmark (prepared.py says what it is)."""
+"""Write the prepared form of a benchmark, which prepared.py describes."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def prepare(
 ) -> Prepared:
     """Read the benchmark `name` below the local folder `root` and write its prepared form to `out`.
 
-    `allow_partial` accepts fewer images than published; the result then says so. `copy_images` copies the images
+    `allow_partial` accepts fewer images than published and marks the results. `copy_images` copies the images
     to `out` as well, so that other machines can read them. Raises DatasetError.
     """
     dataset = find_dataset(name)
@@ -142,7 +142,7 @@ class _Writer:
             )
 
     def _image(self, sample: Sample) -> str:
-        """Where the image is to be read from; cut or copied first if need be."""
+        """The URI to read the image from; the image is cut or copied first if necessary."""
         if sample.box is not None:
             name = f"images/{sample.image_id}.png"
             self.storage.write(join(self.out, name), _cut(sample.image, sample.box))
