@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation: palette PNGs, or grayscale ones of SegmentationClassAug (SBD, Hariharan et al.)."""
+"""PASCAL VOC 2012 segmentation: palette PNGs, or grayscale SegmentationClassAug (SBD, Hariharan et al.)."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial

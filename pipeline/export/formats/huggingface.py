@@ -83,8 +83,8 @@ def card(plan: Plan, images: int) -> str:
 - Run: `{plan.run_uri}`, fingerprint `{plan.fingerprint}`
 - `mask`: a PNG of labels at the image's size. 0 is background or unknown; {plan.ignore_value} is never written and
   free for trainers to ignore. Pixels are in the file's own grid: EXIF orientation is not applied.
-- `image`: {"the source, its orientation tag reset" if plan.images else "not copied; `uri` is its original
-address"} - Classes (also in `classes.json`): {classes}{rest}
+- `image`: {"the source, its orientation tag reset" if plan.images else "not copied; `uri` is its address"}
+- Classes (also in `classes.json`): {classes}{rest}
 """
 
 
