@@ -21,7 +21,7 @@ from cliper.pipeline.run.schema import label_schema
 from cliper.pipeline.run.shards import encode
 from cliper.pipeline.storage.backend import Storage
 
-PARTS = 4  # of the sample, timed apart: their spread says how far the rate can be trusted
+PARTS = 4  # of the sample, timed separately: their spread shows how reliable the rate is
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measured:
 
     images: int
     failed: int
-    load_seconds: float  # one task reading, nothing beside it
+    load_seconds: float  # one task reading, with nothing else running
     start_seconds: float  # to load the model and label the first batch
     part_rates: list[float]  # images/s of each of the PARTS of the sample: decode, model and encode overlapping
     seconds: float  # of all parts

@@ -68,7 +68,7 @@ class CarefulSegmenter:
             self._asked_for_spare = True
             try:
                 self._spare = self.segmenter.spare()
-            except Exception as error:  # then large images stay rows without a mask, and the log says why
+            except Exception as error:  # then large images stay rows without a mask, with the reason in the log
                 print(f"no spare segmenter for images that do not fit the device: {error}", file=sys.stderr)
         return self._spare
 

@@ -14,7 +14,7 @@ from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import BusyError, ResourceError
 
 IO_CPUS = 0.25  # of a loading or a writing task: they wait for storage most of the time
-IO_BUNDLE = 2 * IO_CPUS  # what is reserved at least, and on one node: a task that loads and one that writes
+IO_BUNDLE = 2 * IO_CPUS  # the minimum reservation, on one node: one loading and one writing task
 
 Resources = Mapping[str, float]
 

@@ -83,7 +83,7 @@ def _check_count(dataset: Dataset, form: str, found: int, root: Path, allow_part
     if expected and found != expected and not allow_partial:
         raise DatasetError(
             f"{dataset.title}: found {found} images with ground truth in {root}, expected {expected}. "
-            f"Get the rest: {dataset.where}. To go on with what is there, add --allow-partial"
+            f"Get the rest: {dataset.where}. To continue without them, add --allow-partial"
         )
 
 

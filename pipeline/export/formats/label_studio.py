@@ -47,7 +47,8 @@ def results(labels: np.ndarray, class_names: Sequence[str], key: str) -> list[di
 def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str], image_url: str) -> dict[str, Any]:
     """A task with its prediction. `labels` must be in the grid that the editor shows.
 
-    If the image at `image_url` has an EXIF orientation, apply it to them: `cliper.pipeline.corpus.decode.upright`."""
+    If the image at `image_url` has an EXIF orientation, apply it first (`cliper.pipeline.corpus.decode.upright`).
+    """
     return {
         "data": {"image": image_url, "image_id": row["image_id"], "uri": row["uri"]},
         "predictions": [
