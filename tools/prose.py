@@ -1,7 +1,7 @@
-"""How plain the project's English is: rates of some turns of phrase per 1,000 words, and where they stand.
+"""Rates per 1,000 words of some turns of phrase that make English prose hard to read.
 
-python -m tools.prose          the rates
-python -m tools.prose --where  and every place
+python -m tools.prose          print the rates
+python -m tools.prose --where  print every place as well
 
 Prose is Markdown without its code, and the docstrings, comments and longer texts of Python files.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("pipeline", "cliper_model", "jobs", "tools", "benchmarks", "examples", "tests")
 
-# A noun clause ("what was labeled is kept") where a noun would do; questions and "what to do" are left alone.
+# Noun clauses ("what was labeled is kept") instead of nouns; questions and "what to do" are not counted.
 TURNS = {
     "what <word>": r"\bwhat (?!to\b|it\b|is wrong|happened|happens|changed|can|if\b)[a-z]+",
     "beside": r"\bbeside\b",
@@ -53,7 +53,7 @@ def python(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def prose() -> Iterator[tuple[Path, int, str]]:
-    """Every piece of prose: file, line, text. Log and changelog are history and left out."""
+    """Every piece of prose: file, line, text. Skips the log, which is history, and the generated CLI page."""
     for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("cliper_model/weights/*/*.md")]:
         if path.name not in ("LOG.md", "CLI.md", "LICENSE.md"):
             yield from ((path, line, text) for line, text in markdown(path))
@@ -64,7 +64,7 @@ def prose() -> Iterator[tuple[Path, int, str]]:
 
 
 def count() -> tuple[int, dict[str, list[str]]]:
-    """Words in all, and the places of each turn of TURNS."""
+    """The number of words, and the places of each turn of TURNS."""
     words, places = 0, defaultdict(list)
     for path, line, text in prose():
         words += len(text.split())
@@ -77,7 +77,7 @@ def count() -> tuple[int, dict[str, list[str]]]:
 
 
 def main() -> None:
-    """Print the rates, and with --where the places."""
+    """Print the rates, and with --where the places of each turn."""
     words, places = count()
     print(f"{words} words")
     for name in TURNS:

@@ -165,7 +165,7 @@ def _photograph(rng: np.random.Generator, image: Array) -> npt.NDArray[np.uint8]
 
 
 def _caption(rng: np.random.Generator, labels: npt.NDArray[np.uint8]) -> str:
-    """Name what covers half a percent of the frame or more, in random order: things first, then stuff."""
+    """Name the classes that cover half a percent of the frame or more, in random order: things, then stuff."""
     sizes = np.bincount(labels.ravel(), minlength=len(CLASSES) + 1)
     seen = [k for k in rng.permutation(np.arange(1, len(sizes))) if sizes[k] >= 0.005 * labels.size]
     things = [f"a {CLASSES[k - 1]}" for k in seen if k > len(STUFF)]

@@ -110,8 +110,8 @@ class Captions:
 
 @dataclass(frozen=True)
 class Task:
-    """What the patches must get right: by which attention, in which layers, the weight of the contrast, and the
-    side of the pictures in pixels."""
+    """A training phase: the attention and layers of the patch losses, the weight of the contrastive loss, and the
+    side of the images in pixels."""
 
     attention: AttentionType
     first_layer: int

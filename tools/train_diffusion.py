@@ -2,13 +2,13 @@
 
     python -m tools.train_diffusion --out build/sd-0 --clip build/clip-0 --seed 0
 
-The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the
-timesteps are drawn from the range around the one FGC reads, t = 101. So short a training leaves attention
-unused where a convolution will do, therefore the self-attention of the finest up block has a task of its own.
-Averaged over all other places that its maps attend to, (1) the class of a place must stay what a trained CLIP
-says, where CLIP is sure, (2) its colours must stay what they are, and (3) near places count as better than far
-ones. CLIP's scores are coarse and know captions alone: they blur every border, so they teach what lies inside, and
-looks teach where it ends. Run again to resume; the finished folder is a diffusers pipeline folder.
+The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the timesteps
+are drawn from the range around the one FGC reads, t = 101. After such a short training, the network would use
+convolutions instead of attention, so additional losses train the self-attention of the finest up block: averaged
+over all other places that its maps attend to, (1) the class of a place must equal the prediction of a trained
+CLIP, if CLIP is confident, (2) the colors of a place must be preserved, and (3) near places are preferred to far
+ones. CLIP's scores are coarse and learned from captions alone: they blur every border, so they teach the interior
+of objects, and colors teach the borders. Run again to resume; the finished folder is a diffusers pipeline folder.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def looks_of(images: Tensor) -> Tensor:
 
 
 def elsewhere(maps: Tensor, places: Tensor) -> Tensor:
-    """Maps [B, H, Q, N] of the queries `places` [Q] without what each query gives itself, rows summing to 1."""
+    """Maps [B, H, Q, N] of the queries `places` [Q] without each query's weight on itself, rows summing to 1."""
     others = maps * (1 - F.one_hot(places, maps.shape[-1]))
     return others / (others.sum(dim=-1, keepdim=True) + 1e-8)
 

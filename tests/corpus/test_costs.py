@@ -1,4 +1,4 @@
-"""What listing and loading cost, counted by the server; and that a bad object costs a bounded time and one row."""
+"""Listing and loading cost few requests, counted by the server; a bad object costs a bounded time and one row."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def test_shards_of_parquet_images_keep_to_the_megabytes() -> None:
 
 
 class _Web(BaseHTTPRequestHandler):
-    """/large never ends; /busy is never ready; /ranges honours no range; the rest is a photo."""
+    """A server: /large never ends, /busy is never ready, /ranges ignores ranges, any other path is a photo."""
 
     def log_message(self, *arguments: object) -> None:
         pass

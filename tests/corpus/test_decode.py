@@ -1,4 +1,4 @@
-"""Decoding: formats, pixel types, EXIF orientation, and files that are not what they claim."""
+"""Decoding: formats, pixel types, EXIF orientation, and files with a misleading name."""
 
 import io
 

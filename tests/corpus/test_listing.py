@@ -1,4 +1,4 @@
-"""Listing: what is in the corpus, what is left out and counted, and that every mistake is one line."""
+"""Listing: files in the corpus, skipped files and their counts, and one line per error."""
 
 import bz2
 import gzip
@@ -52,7 +52,7 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 def mixed_folder(folder: Path) -> Path:
-    """74 files: 13 good images, 6 broken ones, 40 HEIC, 10 AVIF and 5 without an ending."""
+    """74 files: 13 good images, 6 broken ones, 40 HEIC, 10 AVIF and 5 without an extension."""
     fill(folder, *(f"good/{i:02d}.jpg" for i in range(13)))
     broken = list(BROKEN.values())
     for i in range(6):

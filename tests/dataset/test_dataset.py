@@ -1,4 +1,4 @@
-"""Training on a run: every row once, whatever the workers and ranks; on disk, S3, tars and Parquet."""
+"""Training on a run: every row once, for any number of workers and ranks; on disk, S3, tars and Parquet."""
 
 import io
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The evaluation of a run: exact whatever the shards, actors, order and interruptions; complete or refused."""
+"""The evaluation of a run: exact for any shards, actors, order and interruptions; complete or refused."""
 
 import json
 import os
@@ -278,7 +278,7 @@ def test_killed_and_resumed_then_from_stored_shards_without_torch(scenes, model,
     again = json.loads(metrics.read_text())
     same = ("confusion", "miou", "miou_interval", "per_class", "boundary_iou", "fingerprint")
     assert {key: again[key] for key in same} == {key: results[key] for key in same}
-    assert again["published_miou"] is None  # nothing says which published setting this run was
+    assert again["published_miou"] is None  # the published setting of this run is unknown
 
 
 def test_mistakes_are_one_message_and_exit_code_2(tmp_path):

@@ -50,7 +50,7 @@ def dense(part, classes):
 def random_maps(seed, classes, dtype, high, shape=(23, 31)):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, classes + 1, shape).astype(dtype)
-    if classes != 255:  # where all 256 labels are in use, none is left to ignore
+    if classes != 255:  # if all 256 labels are in use, none is left to ignore
         truth[rng.random(shape) < 0.1] = np.iinfo(dtype).max
     return truth, rng.integers(0, high, shape).astype(dtype)
 

@@ -1,6 +1,6 @@
-"""Damaged and made-up inputs: whatever the bytes, the only exceptions are our own.
+"""Damaged and random inputs: any bytes raise only CliperErrors.
 
-CLIPER_FUZZ says how many examples each test draws: a few hundred in CI, 10,000 in `make faults`.
+CLIPER_FUZZ is the number of examples per test: a few hundred in CI, 10,000 in `make faults`.
 """
 
 import io

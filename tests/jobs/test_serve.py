@@ -1,4 +1,4 @@
-"""`cliper serve`: settings tried on one image are those a run gives, and the page works in a real browser."""
+"""`cliper serve`: a preview equals the mask of a run with its settings, and the page works in a real browser."""
 
 import io
 import os
@@ -56,7 +56,7 @@ def previewer(config: JobConfig) -> Previewer:
 
 
 def forbid_loading(patch: pytest.MonkeyPatch) -> None:
-    """From here on, whatever loads weights fails."""
+    """Make every load of weights fail from here on."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("weights were loaded again")
@@ -98,7 +98,7 @@ def test_a_resident_model_refuses_other_networks(previewer: Previewer) -> None:
 
 
 def turned_scene() -> bytes:
-    """A scene that its EXIF says to turn by a quarter: 256 wide and 160 high in the file."""
+    """A scene whose EXIF orientation is a quarter turn: 256 wide and 160 high in the file."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -240,7 +240,7 @@ def download(watched: Watched, name: str) -> bytes:
     return Path(started.value.path()).read_bytes()
 
 
-# What Gradio's own script says in the console, and that nobody needs to act on.
+# Harmless console messages of Gradio's own script.
 GRADIO_SAYS = ("warning: Method not implemented.",)  # of an upload's progress
 
 

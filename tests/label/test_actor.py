@@ -1,4 +1,4 @@
-"""The actor, without Ray: memory that does not suffice, devices that are lost, and how far it works ahead."""
+"""The actor, without Ray: out-of-memory errors, lost devices, and the bound on work ahead."""
 
 import io
 import threading
@@ -42,7 +42,7 @@ class Small(Brightness):
 
 
 class SmallWithSpare(Small):
-    """The same, and a spare that marks what it did: confidence 0.5."""
+    """The same, with a spare whose masks have confidence 0.5."""
 
     side, spares = 100, 0
 
@@ -216,7 +216,7 @@ def test_work_ahead_is_in_order_and_within_its_budget(prices: list[int], ahead: 
             with lock:
                 held[0] -= price
     assert done == prices
-    assert most[0] <= budget + max(prices, default=0), "the consumed one and what waits"
+    assert most[0] <= budget + max(prices, default=0), "the consumed one and the waiting ones"
 
 
 def test_large_images_are_not_decoded_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

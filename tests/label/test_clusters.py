@@ -69,7 +69,7 @@ def placed_job(
     seconds: float = 0.0,
     **resources: Any,
 ) -> tuple[Job, Placed]:
-    """What `cliper label` does up to the flow, with a segmenter that notes where it runs."""
+    """The job of `cliper label` up to the flow, with a segmenter that records its node."""
     placed = Placed(str(folder / "placed"), seconds)
     monkeypatch.setitem(SEGMENTERS, "placed", SegmenterKind(placed, lambda config: {}, lambda config: "placed"))
     content = {"segmenter": "placed", "shard": {"images": 4}, "resources": {"threads": 0} | resources}

@@ -15,7 +15,7 @@ SCENES = ROOT / "configs" / "examples"
 
 
 def turned(source: Path, target: Path) -> None:
-    """The same scene, stored lying on its side."""
+    """The same scene, stored rotated by a quarter turn."""
     image = Image.open(source)
     exif = image.getexif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""The pool is planned on what is free, and what cannot be held is refused with the reason and the remedy."""
+"""The pool is sized to free resources; a pool that does not fit is refused with the reason and the remedy."""
 
 from typing import Any
 

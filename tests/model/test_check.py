@@ -109,7 +109,7 @@ def test_faults_of_a_diffusers_folder(sd: Path, fault: str) -> None:
         checked(sd)
     assert message in str(caught.value)
     assert str(sd) in str(caught.value)
-    with pytest.raises(CliperError):  # and where it is loaded without a driver
+    with pytest.raises(CliperError):  # and if it is loaded without a driver
         DiffusionAttention(FGCConfig(model=str(sd)), CPU, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""Weights from the hub, against a local server that speaks its protocol: what is fetched, and what is said."""
+"""Weights from the hub, with a local server that implements its protocol: requests and messages."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:9"  # a port nothing listens on
 
 
 def refusal(model: str, revision: str | None = None, seconds: float = 3) -> str:
-    """The message for a model that cannot be had, and that it came at once."""
+    """The message for a model that cannot be fetched, after checking that it came at once."""
     began = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         resolve_diffusion(FGCConfig(model=model, revision=revision))

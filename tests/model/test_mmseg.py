@@ -1,4 +1,4 @@
-"""The field's protocol: several words per class, probabilities instead of gates, background as a class."""
+"""The mmseg protocol: several words per class, probabilities instead of gates, background as a class."""
 
 import numpy as np
 import pytest

@@ -54,7 +54,7 @@ def test_a_batch_scores_like_one_by_one(with_fgc: CLIPer, photos: list[np.ndarra
         alone = with_fgc.scores([image], ["abc"[i]])
         torch.testing.assert_close(together.coarse[i], alone.coarse[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(together.presence[i], alone.presence[0], atol=1e-4, rtol=0)
-        # A weight on the threshold inside FGC falls either way, and moves what the bound says.
+        # Rounding decides for a weight on FGC's threshold; the change stays within the bound.
         assert with_fgc.diffusion is not None
         layers, sharp = with_fgc.diffusion([image], ["abc"[i]]), with_fgc.config.fusion.attention_threshold
         bound, _ = flip_bound(alone.coarse[0], layers, sharp)

@@ -1,4 +1,4 @@
-"""The README cannot drift: its commands and code are run, its links and make targets exist."""
+"""The README stays correct: its commands and code are run, its links and make targets exist."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", list(dict.fromkeys(commands())))
 def test_commands_do_what_is_said(command: str, home: Path, environment: dict[str, str]) -> None:
-    """Real weights cannot be had without a network: then everything else must be right up to them."""
+    """Real weights need a network: the command must reach the point of loading them."""
     done = subprocess.run(
         shlex.split(command), cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300
     )

@@ -1,4 +1,4 @@
-"""`cliper report`: its figures against plain counting, its page in a real browser."""
+"""`cliper report`: its figures equal plain counting, and its page works in a real browser."""
 
 import base64
 import html
@@ -65,7 +65,7 @@ class Unsure(Brightness):
 
 
 def turned_photo() -> bytes:
-    """A photograph of 80 x 48 that is to be seen turned by a quarter; in the file it brightens to the right."""
+    """A photograph of 80 x 48 with a quarter turn in EXIF; in the file it brightens to the right."""
     pixels = np.repeat(np.repeat(np.array([[20, 120, 150, 240]], np.uint8), 48, 0), 20, 1)
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""Failed rows computed again: in their place, in order, once more counted; on a real Ray, killed on the way."""
+"""Failed rows are recomputed in place and recounted; on a real Ray, with interruptions."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def failed_of(run: Run, *error_types: str) -> dict[int, Failed]:
 
 
 def retry_small(run: Run, failed: dict[int, Failed], factory: Any = Brightness) -> None:
-    """What the flow does, without Ray."""
+    """Retry failed rows with the flow's stages, without Ray."""
     label_here(stored_job(run, factory), [Task(shard, chosen) for shard, chosen in failed.items()])
 
 
@@ -109,7 +109,7 @@ def rows(*status: str, mark: str = "old") -> pa.Table:
 
 
 def test_rows_that_are_fine_are_never_replaced() -> None:
-    """A repeated task may find an image missing that it had labeled before."""
+    """A repeated task may find that an image it had labeled is now missing."""
     old, new = rows("ok", "failed", "failed", "poison"), rows("failed", "ok", mark="new")
     assert merge_rows(old, new).column("mark").to_pylist() == ["old", "new", "old", "old"]
     assert merge_rows(old, new.slice(0, 0)).equals(old)
@@ -117,7 +117,7 @@ def test_rows_that_are_fine_are_never_replaced() -> None:
 
 
 def test_chosen_types_on_ray(ray_local: None, tmp_path: Path) -> None:
-    """First the missing ones, which fail again; then all, with the file back and the poison cured."""
+    """First the missing ones, which fail again; then all, after the file is restored and the poison removed."""
     corpus = tmp_path / "corpus"
     write_corpus(corpus, 20, broken_each=1)
     (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "kill.jpg")

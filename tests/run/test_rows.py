@@ -1,4 +1,4 @@
-"""Reading a run back: what a filter keeps, compared with the slow, obvious loop over every row."""
+"""Reading a run back: filters keep the same rows as the slow, obvious loop over every row."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""The status of runs that are listed, half done, at work, done, damaged; on disk and on S3."""
+"""The status of runs that are listed, half done, running, done or damaged; on disk and on S3."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_driver_that_died(corpus: Path, tmp_path: Path) -> None:
     assert found.state == "stopped"
     assert "the next command takes over" in describe(found, datetime.now(UTC))
     run.storage.write(f"{run.uri}/lease.json", b"{")
-    assert read_status(run).state == "running"  # nobody knows; the lease expires
+    assert read_status(run).state == "running"  # unknown; the lease expires
 
 
 def test_a_run_that_is_not_listed_yet(corpus: Path, tmp_path: Path) -> None:

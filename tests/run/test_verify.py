@@ -1,4 +1,4 @@
-"""Verification finds what it says it finds: every kind of damage is made on purpose, on a real run."""
+"""Verification finds every kind of damage, each made on purpose in a real run."""
 
 import io
 import json

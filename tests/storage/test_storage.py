@@ -1,4 +1,4 @@
-"""Storage: atomic writes, retries, refusals that say what to check, secrets that stay secret."""
+"""Storage: atomic writes, retries, refusals that name a remedy, secrets that stay secret."""
 
 import io
 import os
@@ -111,7 +111,7 @@ def test_what_may_pass_is_tried_again(faulty: FaultyS3, kind: str) -> None:
         contents["s3://bucket/a"],
         contents["s3://bucket/b"][3:9],
     ]
-    assert faulty.count("GET", "bucket/b") == 1  # only what failed is asked for again
+    assert faulty.count("GET", "bucket/b") == 1  # only failed requests are retried
     faulty.fail("GET", "list-type", kind, times=3)
     assert [name for name, _ in storage.list_files("s3://bucket")] == ["a", "b"]
 
