@@ -1,4 +1,4 @@
-"""Things of the procedural scenes: painted objects with a shape of their own.
+"""Things of the procedural scenes: painted objects, each with a distinct shape.
 
 Each painter maps (generator, x, y, px) to a cover [h, w] in [0, 1] and RGB [h, w, 3] in [0, 1]. x and y are
 coordinates [h, w] in which the object fits the square [-1, 1]; px is the size of a pixel in them. Shapes are

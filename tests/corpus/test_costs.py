@@ -126,7 +126,7 @@ def test_a_web_server_without_ranges_gives_the_member(site: str) -> None:
     assert load_entries(Storage(), 0, [entry], "image")["data"].to_pylist() == [jpeg(1)[5:15]]
 
 
-def test_what_is_no_file_is_a_row_and_never_a_hang(tmp_path: Path) -> None:
+def test_special_files_are_rows_and_never_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").write_bytes(bytes(3000))
     (tmp_path / "good.jpg").write_bytes(jpeg(1))

@@ -48,7 +48,7 @@ def count(evaluation) -> list[str]:
     return [problem for problem in table.column("problem").to_pylist() if problem is not None]
 
 
-def test_a_result_worked_out_on_paper(tmp_path):
+def test_a_result_computed_by_hand(tmp_path):
     root = tmp_path / "raw"
     trees.names(root / "classes.txt", ["cat", "dog", "cow"])
     truths = {"a": [[1, 1, 0, 255], [1, 1, 0, 255]], "b": [[2, 2, 2, 2], [0, 0, 0, 0]]}
@@ -103,7 +103,7 @@ def test_every_image_must_be_there_once(tmp_path):
         evaluation.read()
 
 
-def test_ids_may_be_file_names_and_other_images_are_left_out(tmp_path):
+def test_ids_may_be_file_names_and_other_images_are_skipped(tmp_path):
     truths, prepared = prepared_folder(tmp_path)
     files = {f"JPEGImages/{name}.jpg": truth for name, truth in truths.items()}
     files["JPEGImages/of-another-split.jpg"] = np.zeros((3, 3), dtype=np.uint8)
@@ -114,7 +114,7 @@ def test_ids_may_be_file_names_and_other_images_are_left_out(tmp_path):
     assert np.trace(counts.confusion[:, :-1]) == sum(int((t != 255).sum()) for t in truths.values())
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_mismatching_runs_are_refused(tmp_path):
     truths, prepared = prepared_folder(tmp_path)
     small = {name: truth[:4] for name, truth in truths.items()}
     problems = count(open_evaluation(trees.stored_run(str(tmp_path / "small"), prepared, small, 5), prepared))

@@ -171,7 +171,7 @@ def slow_band(labels, distance):
 
 @pytest.mark.parametrize("shape", [(40, 57), (7, 90), (1, 1), (64, 64)])
 @pytest.mark.parametrize("distance", [1, 2, 3, 5, 12])
-def test_the_contour_band_is_what_erosion_removes(shape, distance):
+def test_the_contour_band_equals_erosion(shape, distance):
     rng = np.random.default_rng(distance)
     coarse = rng.integers(0, 4, (shape[0] // 8 + 1, shape[1] // 8 + 1)).astype(np.uint16)
     labels = np.kron(coarse, np.ones((8, 8), np.uint16))[: shape[0], : shape[1]]

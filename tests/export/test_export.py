@@ -78,7 +78,7 @@ def test_a_finished_export_is_not_written_again(run: Run, tmp_path: Path) -> Non
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_several_processes_write_what_one_writes(run: Run, tmp_path: Path) -> None:
+def test_several_processes_write_the_same_as_one(run: Run, tmp_path: Path) -> None:
     for name in ("coco", "webdataset"):
         plan = plan_of(run, name)
         export(run, plan, str(tmp_path / f"{name}-1"))
@@ -86,7 +86,7 @@ def test_several_processes_write_what_one_writes(run: Run, tmp_path: Path) -> No
         assert content(tmp_path / f"{name}-1") == content(tmp_path / f"{name}-3")
 
 
-def test_what_is_left_out_is_counted_and_listed(run: Run, tmp_path: Path) -> None:
+def test_skipped_images_are_counted_and_listed(run: Run, tmp_path: Path) -> None:
     """Failed rows, and images that are missing, damaged or changed since they were labeled."""
     given = scenes(12, hard_ids=["0", "1", "2", "fail/3"])
     small = scripted_run(tmp_path, given, kind=Failing)
@@ -130,7 +130,7 @@ def names_to_ids_ok(folder: Path) -> dict[str, str]:
     return {row["name"]: row["image_id"] for row in rows if "left_out" not in row}
 
 
-def test_a_folder_with_something_else_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ExportError, match=r"not empty and not an export \(it holds thesis.tex\)"):
         export(run, plan_of(run, "voc"), str(tmp_path))

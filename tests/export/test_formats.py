@@ -245,7 +245,7 @@ def test_read_back_with_images(name: str, which: str, runs: dict[str, Run], tmp_
 
 
 @pytest.mark.parametrize("name", ["label-studio", "cvat", "fiftyone"])
-def test_masks_for_tools_that_turn_images_are_turned_too(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
+def test_masks_are_rotated_for_tools_that_rotate_images(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
     """If images are not copied, the tool shows the file with its EXIF orientation applied."""
     run = runs["scenes"]
     export(run, plan_of(run, name), str(tmp_path / "out"))
@@ -296,7 +296,7 @@ def test_fiftyone_itself_reads_the_folder(runs: dict[str, Run], tmp_path: Path) 
     assert_same(found, run)
 
 
-def test_what_xml_cannot_hold_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
+def test_text_that_xml_cannot_represent_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
     for name in ("cvat", "label-studio"):
         plan = replace(plan_of(runs["scenes"], name), class_names=("bell \x07",))
         with pytest.raises(ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot"):

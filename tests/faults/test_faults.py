@@ -53,7 +53,7 @@ BREAKS: dict[str, type[Exception]] = {  # as seen by a client without retries
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_proxy_does_what_it_says(fault: str, s3: S3Server) -> None:
+def test_the_proxy_injects_every_fault(fault: str, s3: S3Server) -> None:
     with FlakyProxy(s3.endpoint, 1.0, seed=1, faults=(fault,)) as proxy:
         host, port = proxy.endpoint.removeprefix("http://").split(":")
         client = http.client.HTTPConnection(host, int(port), timeout=3)

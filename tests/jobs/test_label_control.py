@@ -94,7 +94,7 @@ def test_failure_limits_are_checked(text: str) -> None:
         FailureLimit.parse(text)
 
 
-def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_space(
+def test_a_full_disk_stops_with_one_message_and_the_run_continues_when_there_is_space(
     brightness: None, full_disk: Path, tmp_path: Path
 ) -> None:
     write_corpus(tmp_path / "corpus", 40)
@@ -113,7 +113,7 @@ def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_sp
     assert len({row["image_id"] for row in all_rows(full_disk / "run")}) == 40
 
 
-def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightness: None, tmp_path: Path) -> None:
+def test_storage_that_refuses_a_shard_stops_the_run_which_then_continues(brightness: None, tmp_path: Path) -> None:
     """Throttled reads are retried, an unreadable image is a failed row, and a refused write ends the command."""
     contents = write_corpus(tmp_path / "corpus", 20)
     with FaultyS3() as server:
@@ -134,7 +134,7 @@ def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightnes
     assert (f"bucket/images/{bad['image_id']}", bad["stage"], bad["error_type"]) == (first, "load", "unreadable")
 
 
-def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
+def test_pools_that_cannot_be_scheduled_are_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 20)
     with pytest.raises(TooManyFailuresError):
         write_corpus(tmp_path / "corpus", 20, broken_each=2)

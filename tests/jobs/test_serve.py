@@ -128,7 +128,7 @@ def test_the_downloaded_settings_give_the_same_mask(
     assert np.array_equal(unpack_mask(row), preview.labels)
 
 
-def test_thresholds_do_what_they_say(previewer: Previewer) -> None:
+def test_thresholds_change_the_mask(previewer: Previewer) -> None:
     data = (SCENES / "scene-2.jpg").read_bytes()
     absent, there = ClassList.parse(["kite", "umbrella"]), ("wooden floor", "water", "donut", "brick wall")
     guessed = previewer.label(data, "a", Choice(absent, there, 0.0, 0.02, fgc=False))
@@ -181,7 +181,7 @@ def test_impossible_choices_are_refused(previewer: Previewer) -> None:
         Previewer(JobConfig(segmenter="mine"))
 
 
-def test_mistakes_are_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_loading(monkeypatch)
     with pytest.raises(ConfigError, match="is not a folder"):
         find_examples(tmp_path / "nowhere")

@@ -36,7 +36,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, address: str, seconds: float = 2.0)
     return str(caught.value)
 
 
-def test_an_address_that_does_not_answer_is_given_up(
+def test_an_address_that_does_not_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(session, "SAY_EVERY", 0.5)

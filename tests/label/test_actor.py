@@ -64,7 +64,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def test_what_does_not_fit_together_is_segmented_in_halves(corpus: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_split(corpus: Path, tmp_path: Path) -> None:
     expected = rows_of(label_small(corpus, tmp_path / "large"))
     assert rows_of(label_small(corpus, tmp_path / "small", factory=Small)) == expected
 
@@ -110,7 +110,7 @@ def test_a_spare_that_cannot_be_loaded_costs_only_the_image(capfd: pytest.Captur
     assert capfd.readouterr().err.count("weights are gone") == 1
 
 
-def test_what_counts_as_out_of_memory() -> None:
+def test_out_of_memory_errors_are_recognized() -> None:
     import torch
 
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -122,7 +122,7 @@ def test_what_counts_as_out_of_memory() -> None:
     assert out_of_memory(caught.value)
 
 
-def test_uris_that_nobody_can_open_are_rows(tmp_path: Path) -> None:
+def test_uris_that_cannot_be_opened_are_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     (tmp_path / "folder.jpg").mkdir()
     uris = [

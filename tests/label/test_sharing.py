@@ -121,7 +121,7 @@ def test_placement_by_accelerator_custom_resource_and_label(
             assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
 
 
-def test_a_run_brings_up_nodes_that_are_not_there_yet(
+def test_a_run_starts_nodes_through_the_autoscaler(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ray's own autoscaler, with nodes that it starts on this machine: a head without CPUs, and no workers."""

@@ -94,7 +94,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_the_endpoint_tells_what_the_run_did(scraped: dict[str, Any]) -> None:
+def test_the_metrics_count_the_run(scraped: dict[str, Any]) -> None:
     metrics = scraped["metrics"]
     assert metrics["ray_cliper_images_total"] == {"ok": IMAGES - BROKEN, "failed": BROKEN + 1}
     causes = {"empty": 1, "not_an_image": 1, "corrupt": 1, "oversized": 1, "unsupported": 1, "RuntimeError": 1}

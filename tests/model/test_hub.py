@@ -43,7 +43,7 @@ def test_a_wrong_id_with_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert "is neither a folder on this machine nor a hub id" in refusal("a/b/c")
 
 
-def test_a_token_that_the_hub_does_not_know(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("owner/sd", SD)
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     assert "refuses HF_TOKEN (401) for 'owner/sd'; set it to a valid token, or unset it" in refusal("owner/sd")
@@ -131,7 +131,7 @@ def test_a_broken_connection_is_resumed(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert [wanted for _, _, wanted in hub.requests if wanted] == ["bytes=200000-"]
 
 
-def test_a_download_that_breaks_off_says_what_the_next_one_does(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_explains_how_to_continue(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # its waits: 5 x 1 s
     hub.add("owner/sd", SD)
     hub.cut_after, hub.cuts = 500_000, 1000

@@ -106,7 +106,7 @@ def test_towers_without_cls_token_are_refused() -> None:
         (BackboneConfig(model="embedded:huge"), "no embedded model 'huge'; there is: tiny"),
     ],
 )
-def test_missing_weights_say_what_there_is(config: BackboneConfig, message: str) -> None:
+def test_missing_weights_list_the_available_ones(config: BackboneConfig, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         resolve_backbone(config)
 

@@ -141,7 +141,7 @@ def test_its_command_exists() -> None:
     load_classes(given["--classes"])
 
 
-def test_gpus_come_when_asked_for_and_keys_from_the_secret() -> None:
+def test_gpus_start_on_demand_and_keys_come_from_the_secret() -> None:
     cluster = job()["spec"]["rayClusterSpec"]
     head, [workers] = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}

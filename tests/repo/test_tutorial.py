@@ -145,5 +145,5 @@ def test_the_recipes_name_every_metric() -> None:
     assert set(re.findall(r"ray_(cliper_\w+)", text)) == set(METRICS)
 
 
-def test_the_cli_page_is_what_the_commands_say() -> None:
+def test_the_cli_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: python -m tools.cli_reference"

@@ -108,7 +108,7 @@ def rows(*status: str, mark: str = "old") -> pa.Table:
     )
 
 
-def test_rows_that_are_fine_are_never_replaced() -> None:
+def test_good_rows_are_never_replaced() -> None:
     """A repeated task may find that an image it had labeled is now missing."""
     old, new = rows("ok", "failed", "failed", "poison"), rows("failed", "ok", mark="new")
     assert merge_rows(old, new).column("mark").to_pylist() == ["old", "new", "old", "old"]
@@ -169,7 +169,7 @@ def test_damaged_files_are_named_before_anything_is_done(tmp_path: Path) -> None
         failed_of(run)
 
 
-def test_counts_of_changed_shards_are_forgotten(tmp_path: Path) -> None:
+def test_counts_of_changed_shards_are_removed(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 10)
     run = label_small(tmp_path / "corpus", tmp_path / "run")
     names = ["voc/counts/shard-000000.parquet", "voc/counts/shard-000001.parquet", "voc/evaluation.json"]

@@ -60,7 +60,7 @@ def strict_s3() -> Iterator[FaultyS3]:
         yield server
 
 
-def test_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_lease_names_its_holder_and_is_removed(tmp_path: Path) -> None:
     with hold(str(tmp_path), LOCAL):
         content = json.loads((tmp_path / "lease.json").read_text())
         assert (content["pid"], content["host"]) == (os.getpid(), socket.gethostname())
@@ -92,14 +92,14 @@ def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced_at_once(t
     other.wait()
 
 
-def test_a_silent_driver_elsewhere_is_replaced_after_its_time(tmp_path: Path) -> None:
+def test_a_silent_driver_on_another_machine_is_replaced_after_its_lifetime(tmp_path: Path) -> None:
     """The other machine's clock is years ahead, which must not matter."""
     write_lease(str(tmp_path), renewed="2099-01-01T00:00:00+00:00")
     with hold(str(tmp_path), LOCAL):
         assert Holder.parse((tmp_path / "lease.json").read_bytes()).pid == os.getpid()
 
 
-def test_a_living_driver_elsewhere_is_noticed(tmp_path: Path) -> None:
+def test_a_living_driver_on_another_machine_is_detected(tmp_path: Path) -> None:
     over = threading.Event()
 
     def live() -> None:
@@ -170,7 +170,7 @@ def test_one_of_many_wins_on_a_local_disk(tmp_path: Path) -> None:
         assert race(str(tmp_path / "lease.json"), LOCAL, 8) == 1
 
 
-def test_one_of_many_wins_where_s3_keeps_conditions(strict_s3: FaultyS3) -> None:
+def test_one_of_many_wins_on_s3_with_conditions(strict_s3: FaultyS3) -> None:
     storage, uri = Storage(strict_s3.options), "s3://bucket/run/lease.json"
     for _ in range(3):  # the first creates, the others replace
         assert race(uri, storage, 6) == 1

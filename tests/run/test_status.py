@@ -55,7 +55,7 @@ def test_a_run_that_stopped_half_way(corpus: Path, tmp_path: Path) -> None:
     assert "failed    5 (" in text
 
 
-def test_a_run_at_work(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_in_progress(corpus: Path, tmp_path: Path) -> None:
     run = label_small(corpus, tmp_path / "run", shards=[0, 1, 2])
     now = datetime.now(UTC)
     with hold(run.uri, run.storage):
