@@ -35,7 +35,7 @@ def write_scenes(folder: Path, split: str, count: int) -> dict[str, Scene]:
 
 
 def main() -> None:
-    """Parse, draw, say where."""
+    """Parse the arguments, draw the scenes, and print the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="new folder")
     parser.add_argument("--count", type=int, default=240)

@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a run: a live bar on a terminal, else a plain line every few seconds."""
 
 import sys
 import time

@@ -42,7 +42,7 @@ def describe(found: Status, now: datetime) -> str:
         ("driver", _driver(found)),
     ]
     if found.started:
-        lines.append(("at work", _started(found)))
+        lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
 
 
@@ -74,5 +74,5 @@ def _driver(found: Status) -> str:
 def _started(found: Status) -> str:
     again = [started for started in found.started if started.starts > 1]
     deaths = sum(started.deaths for started in again)
-    text = f"{len(found.started)} shards started, {len(again)} of them restarted"
+    text = f"{len(found.started)} shards, {len(again)} of them restarted"
     return text + (f" after an image's process died {deaths} times" if deaths else "")

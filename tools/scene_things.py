@@ -33,7 +33,7 @@ def box(x: Array, y: Array, rx: float, ry: float, cx: float = 0.0, cy: float = 0
 
 
 def paint(image: Array, colour: Colour, weight: Array) -> Array:
-    """Lay `colour` over an image [h, w, 3] where `weight` [h, w] says."""
+    """Blend `colour` into an image [h, w, 3] with `weight` [h, w]."""
     return blend(image, np.asarray(colour, dtype=np.float32), weight)
 
 

@@ -1,4 +1,4 @@
-"""Procedural scenes: pictures with captions for training, and pixel labels for evaluation only.
+"""Procedural scenes: images with captions for training, and pixel labels for evaluation only.
 
 A scene is decided by (seed, index) alone. Its ground is one to three stuff textures divided by wavy borders;
 two to four things lie on it, at least two of them overlapping; light, shadows, blur and noise vary. The caption
@@ -31,7 +31,7 @@ MIN_VISIBLE = 0.4  # of a thing's own area
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: RGB uint8 [side, side, 3], class labels uint8 [side, side] (1-based), and its caption."""
+    """One image: RGB uint8 [side, side, 3], class labels uint8 [side, side] (1-based), and its caption."""
 
     image: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]

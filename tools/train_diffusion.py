@@ -63,9 +63,9 @@ SCHEDULER: dict[str, Any] = {
 }
 DISTANCE_WEIGHT, LOOKS_WEIGHT = 10.0, 0.3
 SHARPEN = 3.0  # the teacher's scores are raised to this power
-SURE = 0.5  # share of a place's best class from which on the teacher is believed, the more the higher
+SURE = 0.5  # share of a place's best class above which the teacher counts, the more the higher
 NEAR = 250  # timesteps below this are close to the one FGC reads
-QUERIES = 256  # places of a picture whose maps are looked at in a step
+QUERIES = 256  # places of an image whose maps enter a step's losses
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def elsewhere(maps: Tensor, places: Tensor) -> Tensor:
 def affinity_loss(others: Tensor, scores: Tensor, places: Tensor) -> Tensor:
     """Cross-entropy of the scores [B, K, N] at `places` and those that `others` [B, H, Q, N] collects.
 
-    Places are weighed so that every class of a picture counts alike, however small, and by how sure they are.
+    Places are weighted by confidence and so that every class of an image counts equally, regardless of its size.
     """
     target = scores.transpose(1, 2)[:, None]  # [B, 1, N, K]
     here = target[:, :, places]  # [B, 1, Q, K]
@@ -197,7 +197,7 @@ def looks_loss(others: Tensor, looks: Tensor, places: Tensor) -> Tensor:
 
 
 def distance_loss(maps: Tensor, places: Tensor) -> Tensor:
-    """Mean squared distance, in sides of the picture, at which maps [B, H, Q, N] of a square grid look."""
+    """Mean squared distance, in sides of the image, that maps [B, H, Q, N] of a square grid attend over."""
     side = round(maps.shape[-1] ** 0.5)
     line = torch.arange(side, device=maps.device) / side
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
@@ -279,7 +279,7 @@ def build_text(folder: Path) -> Tensor:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train both networks, resuming where a killed run stopped, and export a diffusers folder."""
+    """Train both networks, resuming from a killed run, and export a diffusers folder."""
     device, began = training.pick_device(args.device, args.threads), time.time()
     args.out.mkdir(parents=True, exist_ok=True)
     images, captions = training.load_scenes(args.scenes, args.cache, args.workers)

@@ -186,7 +186,7 @@ def merge(table: pa.Table, classes: int) -> Counts:
     np.add.at(confusion.reshape(-1), cells, counts)
     truth, prediction = np.divmod(cells, classes + 2)
     totals = np.zeros((len(table), 3, classes + 2), dtype=np.int64)
-    flat, first = totals.reshape(-1), row * 3 * (classes + 2)  # where an image's totals begin
+    flat, first = totals.reshape(-1), row * 3 * (classes + 2)  # the start of an image's totals
     agree = truth == prediction
     np.add.at(flat, (first + truth)[agree], counts[agree])
     np.add.at(flat, first + (classes + 2) + truth, counts)

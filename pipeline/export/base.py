@@ -126,7 +126,12 @@ class Exporter:
 
     shard: Callable[[Iterable[Item], Folder, Plan, int], Iterator[Record]]
     finish: Callable[[Records, Folder, Plan], None]
-    image_formats: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP")  # kept as they are; others become the first
+    image_formats: tuple[str, ...] = (
+        "PNG",
+        "JPEG",
+        "WEBP",
+        "BMP",
+    )  # copied unchanged; others become the first
     splits: bool = False  # into train and val
     as_seen: bool = False  # see Item
     needs_images: bool = False  # trainers of this format need the image files next to the masks

@@ -23,7 +23,7 @@ from cliper.pipeline.label.pool import (
 Say = Callable[[str], None]
 
 SETTLE_SECONDS = 20.0  # for Ray to place a group that should fit; longer means that other work took the CPUs
-GRACE_SECONDS = 10.0  # for a run that has just ended to give back its room
+GRACE_SECONDS = 10.0  # for a run that has just ended to release its resources
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 

@@ -109,7 +109,9 @@ def parse_classes(text: str) -> ClassList:
     words = parse_words(text)
     comments = [word for word in words if word.startswith("#")]
     if comments:
-        raise ClassListError(f"a class cannot begin with '#', which is a comment in a class file: '{comments[0]}'")
+        raise ClassListError(
+            f"a class cannot start with '#', which marks a comment in a class file: '{comments[0]}'"
+        )
     return ClassList.parse(class_lines("\n".join(words), "classes"), "classes")
 
 

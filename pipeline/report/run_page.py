@@ -16,7 +16,7 @@ from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.storage.backend import join
 
-CLASSES_SHOWN = 30  # with pictures
+CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table
 _BAR = 6.0  # rem, the widest bar of an area
 

@@ -74,7 +74,7 @@ def test_a_run_in_progress(corpus: Path, tmp_path: Path) -> None:
     started = [(s.shard, s.starts, s.deaths, s.image) for s in found.started]
     assert started == [(3, 3, 2, "part0/photo-00000.jpg"), (4, 1, 0, None)]
     assert "left      about 0:00:42, until 2030-01-01 00:00 UTC" in text
-    assert "2 shards started, 1 of them restarted after an image" in text
+    assert "active    2 shards, 1 of them restarted after an image's process died 2 times" in text
     assert read_status(run).state == "stopped"
 
 

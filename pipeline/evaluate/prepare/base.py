@@ -79,7 +79,7 @@ def read_labels(path: Path) -> Labels:
             if image.mode not in ("P", "L", "I;16", "I"):
                 raise DatasetError(
                     f"{path} is a {image.mode} image; labels need one channel of class numbers "
-                    "(a palette or grey PNG, not a coloured picture)"
+                    "(a palette or grayscale PNG, not a color image)"
                 )
             labels = np.asarray(image)
     except OSError as error:

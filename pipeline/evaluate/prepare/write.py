@@ -104,7 +104,7 @@ class _Writer:
         ordered = sorted(found, key=lambda sample: sample.image_id)
         twice = [a.image_id for a, b in itertools.pairwise(ordered) if a.image_id == b.image_id]
         if twice:
-            raise DatasetError(f"two images are called '{twice[0]}'; names must differ without their ending")
+            raise DatasetError(f"two images are called '{twice[0]}'; names must differ without their extension")
         rows, digests = [], []
         with ThreadPoolExecutor(cpus()) as pool:
             for row, digest in pool.map(self._write_one, ordered):
