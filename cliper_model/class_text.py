@@ -78,14 +78,12 @@ def _from_json(text: str, source: str) -> list[str]:
         content = json.loads(text)
     except ValueError as error:
         raise ClassListError(
-            f"{source}: read as JSON because of its first character, and is not: {error}"
+            f"{source}: read as JSON because of its first character, but invalid: {error}"
         ) from error
     if isinstance(content, dict) and all(key.isdigit() for key in content):
         return _in_order([(int(key), _named(name, source)) for key, name in content.items()], source)
     if not isinstance(content, list):
-        raise ClassListError(
-            f'{source}: read as JSON, which is no list; write ["cat", "dog"] or one class per line'
-        )
+        raise ClassListError(f'{source}: read as JSON, but not a list; write ["cat", "dog"] or one class per line')
     return [_named(item, source) for item in content]
 
 

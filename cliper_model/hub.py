@@ -98,8 +98,8 @@ def _download(repository: str, revision: str | None, wanted: Sequence[str]) -> P
         if _status(error) is not None:
             raise WeightsError(_refusal(repository, revision, error)) from error
         raise WeightsError(
-            f"the download of '{repository}' broke off ({_first_line(error)}); run the same command again: "
-            "complete files are kept, the one that broke off starts again from its beginning"
+            f"the download of '{repository}' was interrupted ({_first_line(error)}); run the same command again: "
+            "complete files are kept, the interrupted one restarts from its beginning"
         ) from error
 
 
@@ -142,7 +142,7 @@ def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
     if status in (401, 403):
         return f"{endpoint} refuses HF_TOKEN ({status}) for {what}; set it to a valid token, or unset it"
     if type(error).__name__ == "OfflineModeIsEnabled":
-        reason = "is not asked, because HF_HUB_OFFLINE is set"
+        reason = "is not contacted, because HF_HUB_OFFLINE is set"
     else:
         reason = (
             f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"

@@ -21,7 +21,7 @@ def sizes_in(files: Iterable[Path]) -> dict[str, int]:
         except Exception as error:  # torch and safetensors raise many types for a broken file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{path} cannot be read ({path.stat().st_size} bytes; {reason[:160]}): it is cut off or not a "
+                f"{path} cannot be read ({path.stat().st_size} bytes; {reason[:160]}): it is truncated or not a "
                 "checkpoint; remove it and run the same command again, or copy it again"
             ) from error
     return found

@@ -143,4 +143,6 @@ def refuse_unprintable(text: str, what: str) -> None:
     """Raise ExportError for a character that XML 1.0 cannot represent."""
     found = _NOT_IN_XML.search(text)
     if found is not None:
-        raise ExportError(f"the {what} {text!r} holds {found[0]!r}, which XML cannot; choose another format")
+        raise ExportError(
+            f"the {what} {text!r} holds {found[0]!r}, which XML cannot represent; choose another format"
+        )

@@ -95,7 +95,7 @@ def _corrected(run: Run, annotations: Mapping[str, Mapping[str, Any]], source: s
             for row in _full_rows(run, shard, here, current):
                 rows.append({"shard": shard} | _correct(run, row, annotations[row["image_id"]], source))
     if missing:
-        raise ReviewError(f"{source}: {run.uri} has no image '{min(missing)}'; the file is of another run")
+        raise ReviewError(f"{source}: {run.uri} has no image '{min(missing)}'; the file belongs to another run")
     return rows
 
 

@@ -136,7 +136,7 @@ class Lease:
     def _watch(self, holder: Holder, version: str) -> str | None:
         """Wait for the lease to change, which shows that the holder is alive. Uses this process's clock only."""
         ttl = min(max(holder.ttl_seconds, 1.0), _LONGEST_TTL)
-        print(f"{self.uri} belongs to {holder}; waiting {ttl:.0f} s for a sign of life", file=sys.stderr)
+        print(f"{self.uri} belongs to {holder}; waiting {ttl:.0f} s for a renewal", file=sys.stderr)
         end = time.monotonic() + ttl
         while time.monotonic() < end:
             time.sleep(min(ttl / 12, 5.0))
@@ -183,8 +183,8 @@ class Lease:
 
     def _held(self, holder: Holder) -> LeaseError:
         return LeaseError(
-            f"{self.run_uri} is being worked on by {holder}; last sign of life {holder.renewed}, "
-            f"expires {holder.ttl_seconds:.0f} s after that. Stop it or wait until it is done; "
+            f"{self.run_uri} is in use by {holder}; its lease was renewed at {holder.renewed} and "
+            f"expires {holder.ttl_seconds:.0f} s after that. Stop that process or wait until it is done; "
             "the same command then continues"
         )
 

@@ -288,7 +288,7 @@ WRONG = [
         "stuff",
         trees.coco_stuff,
         label("annotations/val2017/000000000139.png", 11),
-        "holds 11, which is no label of this form of COCO-Stuff",
+        "holds 11, which is not a label of this kind of COCO-Stuff",
     ),
     (
         "coco_stuff",

@@ -299,7 +299,9 @@ def test_fiftyone_itself_reads_the_folder(runs: dict[str, Run], tmp_path: Path) 
 def test_text_that_xml_cannot_represent_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
     for name in ("cvat", "label-studio"):
         plan = replace(plan_of(runs["scenes"], name), class_names=("bell \x07",))
-        with pytest.raises(ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot"):
+        with pytest.raises(
+            ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot represent"
+        ):
             export(runs["scenes"], plan, str(tmp_path / name))
         assert not (tmp_path / name).exists()
 

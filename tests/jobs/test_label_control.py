@@ -152,7 +152,7 @@ def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_pa
     first.send_signal(signal.SIGSTOP)  # alive, and large enough not to finish too early
     second = cliper(*label_command(settings, corpus, output))
     assert second.returncode == 2, second.stderr
-    assert f"{output} is being worked on by process {first.pid} on " in second.stderr
+    assert f"{output} is in use by process {first.pid} on " in second.stderr
     assert second.stderr.count("\n") == 1
 
     first.send_signal(signal.SIGTERM)

@@ -88,7 +88,7 @@ def test_without_an_answer_the_cache_is_used(hub: Hub, monkeypatch: pytest.Monke
     message = refusal("owner/other")
     assert "'owner/other' is not in the cache" in message
     assert {"no network": "cannot be reached (ConnectError)", "server error": "answers with error 503",
-            "offline": "is not asked, because HF_HUB_OFFLINE is set"}[trouble] in message  # fmt: skip
+            "offline": "is not contacted, because HF_HUB_OFFLINE is set"}[trouble] in message  # fmt: skip
     assert "or give a local path" in message
 
 
@@ -136,8 +136,8 @@ def test_an_interrupted_download_explains_how_to_continue(hub: Hub, monkeypatch:
     hub.add("owner/sd", SD)
     hub.cut_after, hub.cuts = 500_000, 1000
     message = refusal("owner/sd")
-    assert "the download of 'owner/sd' broke off" in message
-    assert "complete files are kept, the one that broke off starts again from its beginning" in message
+    assert "the download of 'owner/sd' was interrupted" in message
+    assert "complete files are kept, the interrupted one restarts from its beginning" in message
     hub.cuts = 0
     hub.requests.clear()
     assert resolve_diffusion(FGCConfig(model="owner/sd")).folder.is_dir()

@@ -77,9 +77,7 @@ def test_released_when_the_work_fails(tmp_path: Path) -> None:
 def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced_at_once(tmp_path: Path) -> None:
     other = holding(str(tmp_path))
     with (
-        pytest.raises(
-            LeaseError, match=f"is being worked on by process {other.pid} on {socket.gethostname()}, since"
-        ),
+        pytest.raises(LeaseError, match=f"is in use by process {other.pid} on {socket.gethostname()}, since"),
         hold(str(tmp_path), LOCAL),
     ):
         pass
@@ -110,7 +108,7 @@ def test_a_living_driver_on_another_machine_is_detected(tmp_path: Path) -> None:
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(LeaseError, match="is being worked on by process"), hold(str(tmp_path), LOCAL):
+        with pytest.raises(LeaseError, match="is in use by process"), hold(str(tmp_path), LOCAL):
             pass
     finally:
         over.set()

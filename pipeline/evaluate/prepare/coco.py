@@ -95,7 +95,7 @@ def _mapped(file: Path, table: np.ndarray, allowed: set[int]) -> Callable[[], La
         unknown = sorted(set(np.unique(numbers).tolist()) - allowed)
         if unknown:
             raise DatasetError(
-                f"{file} holds {unknown[0]}, which is no label of this form of COCO-Stuff; original files "
+                f"{file} holds {unknown[0]}, which is not a label of this kind of COCO-Stuff; original files "
                 f"(category - 1, to 181) belong in {STUFF[0]}, those with classes 0 to 170 in {COUNTED[0]}"
             )
         return np.asarray(table[numbers])
