@@ -193,7 +193,7 @@ def fgc_rows(recorded: Recorded, case: dict[str, Any]) -> Iterator[Row]:
 def refined_row(case: str, difference: Tensor, bound: Tensor, near: int) -> Row:
     """Refined scores: `difference` from the recorded ones and the `bound` of flips, each [K, N].
 
-    Entries outside the tolerance are left out if they are at most 1 in 5,000 and the bound covers each of them.
+    Entries outside the tolerance are excluded if they are at most 1 in 5,000 and the bound covers each of them.
     """
     errors = difference.abs().double()
     outside = errors > TOLERANCE

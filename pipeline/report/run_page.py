@@ -94,8 +94,8 @@ def _notes(collected: Collected) -> list[str]:
         )
     if len(collected.read) < len(collected.done):
         notes.append(
-            f"A sample: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
-            f"{len(collected.read):,} of the {len(collected.done):,} finished shards taken at random."
+            f"Sampled: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
+            f"{len(collected.read):,} of the {len(collected.done):,} finished shards chosen at random."
         )
     return notes
 
@@ -119,8 +119,11 @@ def _speed(speed: Throughput) -> dict[str, Any]:
     text = f"{speed.images:,} images in {duration(speed.seconds)}, {speed.mean:.3g} images/s on average"
     chart = bars(speed.rates, text, "first shard written", duration(speed.seconds), "images per second")
     if speed.pauses:
-        text += f"; {speed.pauses} pauses, {duration(speed.paused_seconds)} in all, are left out"
-    return {"chart": chart, "text": f"{text}. By the times of the shard files; the first starts the clock."}
+        text += f"; {speed.pauses} pauses, {duration(speed.paused_seconds)} in total, are not counted"
+    return {
+        "chart": chart,
+        "text": f"{text}. Measured by the write times of the shard files, from the first one on.",
+    }
 
 
 def _failures(stats: RunStats) -> list[dict[str, Any]]:

@@ -169,7 +169,7 @@ def test_throughput_is_that_of_the_files_without_the_pauses(run: Run, tmp_path: 
     assert sum(found.rates) * 40 / len(found.rates) == pytest.approx(found.images)
     write_run_report(run, str(tmp_path / "page.html"), 100)
     text = (tmp_path / "page.html").read_text()
-    assert "35 images in 40 s, 0.875 images/s on average; 1 pauses, 2 h 0 min in all, are left out" in text
+    assert "35 images in 40 s, 0.875 images/s on average; 1 pauses, 2 h 0 min in total, are not counted" in text
 
 
 def pixels_of(uri: str) -> np.ndarray:
