@@ -14,6 +14,7 @@ from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.storage.backend import Storage, join
 
 review = typer.Typer(
+    name="review",
     help="Export the masks that most need review to Label Studio, and import the corrections.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
