@@ -1,8 +1,8 @@
-"""The flow against the bare loop, planning a resume, and the cost curve.
+"""Throughput of the flow compared with a plain loop, time to plan a resume, and cost by corpus size.
 
     python -m benchmarks.flow
 
-prints one JSON object. The segmenter sleeps or does next to nothing: what is measured is everything around it.
+prints one JSON object. The segmenter sleeps or does almost nothing, so that only the overhead is measured.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def write_corpus(folder: Path, images: int, size: tuple[int, int]) -> None:
 
 
 def bare_loop(folder: Path, config: JobConfig) -> float:
-    """Images per second of decode and segment, one after the other, without encoding or storage."""
+    """Images per second of a plain loop that decodes and segments, without encoding or storage."""
     segmenter = Sleeping(config, CLASSES)
     files = sorted(folder.iterdir())
     start = time.perf_counter()
@@ -106,7 +106,7 @@ def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick]
 
 
 def flow_rates(folder: Path, work: Path, images: int) -> dict[str, Any]:
-    """Images/s of the bare loop, one actor and two, on photographs of 500 x 375."""
+    """Images/s of the plain loop, one actor and two, on photographs of 500 x 375."""
     write_corpus(folder, images, (375, 500))
     config = JobConfig(shard=ShardConfig(images=64))
     rates: dict[str, Any] = {"bare": bare_loop(folder, config), "ceiling": 1 / SECONDS_PER_IMAGE}

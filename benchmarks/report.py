@@ -26,7 +26,7 @@ from cliper.pipeline.run.schema import COLUMNS, label_schema
 from cliper.pipeline.run.shards import write_shard
 from cliper.pipeline.storage.backend import Storage
 
-PICTURES = 64  # different photographs and masks; rows repeat them
+PICTURES = 64  # distinct photographs and masks; rows repeat them
 WIDTH, HEIGHT = 640, 480
 PER_IMAGE = 6  # classes in a mask
 SHARD_IMAGES = 256
@@ -107,7 +107,7 @@ def measure(run_uri: str, *options: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the run if it is not there, and print the measurement as JSON."""
+    """Create the run if it does not exist, and print the measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("build/report"))

@@ -56,10 +56,10 @@ def evaluate(
         typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
     ] = None,
     data: Annotated[
-        str | None, Opt(help="Prepared benchmark; with --all the folder that holds them", metavar="URI")
+        str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
     ] = None,
     output: Annotated[
-        str | None, Opt(help="Run folder; with --all the folder of run folders", metavar="URI")
+        str | None, Opt(help="Run folder; with --all, the parent folder of all run folders", metavar="URI")
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
@@ -68,10 +68,10 @@ def evaluate(
         list[str] | None,
         Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
-    everything: Annotated[bool, Opt("--all", help="Every shipped config and variant: the table")] = False,
+    everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[list[str] | None, Opt(help="With --all: configs to run; repeat", metavar="CONFIG")] = None,
     compare_runs: Annotated[
-        tuple[str, str] | None, Opt("--compare", help="Two evaluated runs", metavar="A B")
+        tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
     device: Device = None,
@@ -87,7 +87,7 @@ def evaluate(
     ] = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
-    """Measure masks against a benchmark's ground truth: mIoU and everything around it.
+    """Measure masks against a benchmark's ground truth: mIoU and other metrics.
 
     Run the same command again to continue: finished shards are neither labeled nor counted again.
     """
@@ -157,7 +157,7 @@ def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
 
 
 def print_results(results: Results, page: str) -> None:
-    """The headline figures, on stdout."""
+    """Print the main figures and the report's path."""
     print(heading(results))
     for name, value in figures(results):
         print(f"  {name:<40} {value}")

@@ -1,4 +1,4 @@
-"""`cliper report`: one HTML page on a run."""
+"""`cliper report`: write a self-contained HTML page on a run."""
 
 import time
 from typing import Annotated
@@ -15,14 +15,16 @@ _SAMPLE = 200_000  # rows
 def report(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     output: Annotated[str | None, Opt(help="Default: RUN/report/index.html", metavar="FILE")] = None,
-    sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _SAMPLE,
+    sample: Annotated[
+        int, Opt(min=1, help="Maximum number of rows to read; shards of a larger run are sampled")
+    ] = _SAMPLE,
     storage_option: Annotated[
         list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
     ] = None,
 ) -> None:
     """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
 
-    Works while the run is still going. The page loads nothing from elsewhere and can be sent as a file.
+    Works on unfinished runs. The page loads no other files and can be sent as one file.
     """
     from cliper.pipeline.report.run_page import write_run_report
     from cliper.pipeline.run.folder import read_run

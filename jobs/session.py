@@ -22,25 +22,25 @@ from cliper.pipeline.errors import ResourceError
 if TYPE_CHECKING:
     from cliper.pipeline.label.pool import Node, Pool
 
-CONNECT_SECONDS = 60.0  # until an address that does not answer is given up
-SAY_EVERY = 10.0  # seconds between two lines while it does not
+CONNECT_SECONDS = 60.0  # to wait for an address to answer
+SAY_EVERY = 10.0  # seconds between two messages while waiting
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # a port that is no Ray's: 40 s instead of 13 minutes
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # fail after 40 s instead of 13 minutes if another program has the port
 }
 
-INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
+INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes after Ctrl-C and SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which `ray job stop` and cluster managers send: stops the work as Ctrl-C does."""
+    """SIGTERM, sent by `ray job stop` and cluster managers: stops the command as Ctrl-C does."""
 
 
 @contextmanager
 def clean_stop(what: str) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM inside the block into a line that names `what` and exit code 130 or 143."""
+    """On Ctrl-C or SIGTERM inside the block, print a line that names `what` and exit with 130 or 143."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -56,10 +56,10 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 class RaySession:
-    """A Ray to run on, connected when it is first needed: RAY_ADDRESS, else one started here."""
+    """A lazy connection to the cluster at RAY_ADDRESS, or to a local one started on first use."""
 
     def __init__(self, verbose: bool, wait: float, held: ExitStack) -> None:
-        """Ray's own messages show if `verbose`; `wait` seconds for resources that are not free yet."""
+        """`verbose` shows Ray's own messages; `wait` is the time in seconds to wait for free resources."""
         self.verbose, self.wait, self._held = verbose, wait, held
         self._connected = False
 
@@ -70,7 +70,7 @@ class RaySession:
             self._connected = True
 
     def nodes(self) -> "list[Node]":
-        """The nodes of the cluster, and what is free on them."""
+        """The nodes of the cluster with their free resources."""
         from cliper.pipeline.label.cluster import cluster_nodes
 
         self.connect()
@@ -110,14 +110,14 @@ def _local_gpus() -> int:
 
 @contextmanager
 def ray_session(verbose: bool, wait: float = 0.0) -> Iterator[RaySession]:
-    """A RaySession; what it connected or started is closed at the end."""
+    """A RaySession whose connection, or local Ray, is closed when the block ends."""
     with ExitStack() as held:
         held.enter_context(_environment())  # Ray reads it once, as it is imported
         yield RaySession(verbose, wait, held)
 
 
 def say(text: str) -> None:
-    """One line on stderr, at once."""
+    """Print one line to stderr and flush it."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -147,10 +147,10 @@ def _init(address: str, verbose: bool) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
-    except Exception as error:  # Ray has no type of its own for it
+    except Exception as error:  # Ray has no specific exception type for this
         raise ResourceError(explain_ray(error, address)) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
-    import ray.data  # configures its logging as it is imported
+    import ray.data  # configures its logging at import
 
     for console in logging.getLogger("ray.data").handlers:
         if isinstance(console, logging.StreamHandler):
@@ -158,14 +158,14 @@ def _init(address: str, verbose: bool) -> None:
 
 
 def explain_ray(error: Exception, address: str) -> str:
-    """Why Ray cannot be reached or started: all of its reason on one line, and what to do about it."""
+    """The message for a failed connection or start: Ray's full reason on one line, and a remedy."""
     text = " ".join(" ".join((str(error) or type(error).__name__).split()).split(" To fix this, either:")[:1])
     remedy = next((advice for sign, advice in _REMEDIES if sign.lower() in text.lower()), "")
     where = f"reached at RAY_ADDRESS={address}" if address else "started here"
     return f"Ray cannot be {where}: {text[:1500]}{f'; {remedy}' if remedy else ''}"
 
 
-# Part of Ray's text: what helps. The first that occurs is taken.
+# (part of Ray's text, remedy); the first match is used.
 _REMEDIES = (
     ("version mismatch", "install the cluster's Ray and Python here, or submit the command as a job"),
     ("token", "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token and RAY_AUTH_MODE=token"),
@@ -188,7 +188,7 @@ _REMEDIES = (
 
 
 def _check_address(address: str) -> None:
-    """Refuse addresses that are not a cluster's own. Raises ResourceError."""
+    """Raise ResourceError for an address that is not HOST:PORT of a head."""
     scheme, _, rest = address.rpartition("://")
     if scheme in ("http", "https"):
         raise ResourceError(
@@ -245,10 +245,10 @@ def _environment() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's Python warnings and the log lines of its C++ side off the terminal; our own stderr stays.
+    """Hide Ray's Python warnings and the log lines of its C++ core, but not our own stderr.
 
-    The C++ side writes to file descriptor 2 itself, so that is pointed elsewhere while `sys.stderr` moves to a
-    copy of it. Ray keeps the same lines in its session folder.
+    The C++ core writes to file descriptor 2 directly, so 2 is redirected to /dev/null and `sys.stderr` to a copy
+    of the terminal. Ray keeps the same lines in its session folder.
     """
     terminal, ours = os.dup(2), sys.stderr
     with warnings.catch_warnings(), os.fdopen(terminal, "w", buffering=1) as copy:

@@ -1,4 +1,4 @@
-"""`cliper verify`: read a run back and prove that it is whole."""
+"""`cliper verify`: read a run back and prove that it is complete and undamaged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +20,8 @@ Opt = typer.Option
 def verify(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     clean: Annotated[
-        bool, Opt("--clean", help="First remove what interrupted writes left: temporary files, uploads, attempts")
+        bool,
+        Opt("--clean", help="First remove leftovers of interrupted writes (temporary files, uploads, attempts)"),
     ] = False,
     json_file: Annotated[
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
@@ -32,12 +33,12 @@ def verify(
 ) -> None:
     """Check that every image of RUN is in exactly one row, and that every row is as it was written.
 
-    Exit code 0: the run is whole. 1: it is not, or not finished; what is wrong is listed. Only --clean changes
-    anything, and then only files whose names are cliper's own.
+    Exit code 0: the run is complete and undamaged. 1: it is unfinished or damaged; the problems are listed. Only
+    --clean changes the run, and it removes only files whose names cliper writes.
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     if clean:
-        with hold(opened.uri, opened.storage):  # what a driver is about to rename is no orphan
+        with hold(opened.uri, opened.storage):  # a temporary file of a running driver is not an orphan
             for orphan in clean_run(opened):
                 print(f"removed {orphan.file}: {orphan.reason}")
     report = verify_run(opened, processes)
@@ -49,9 +50,9 @@ def verify(
 
 
 def print_report(report: Report) -> None:
-    """What was found, on stdout: the sums, and the first problems in words."""
+    """Print the counts, the first problems and the verdict."""
     print(f"images    {report.images} in {report.shards} shards")
-    print(f"rows      {report.rows}, of which {report.failed} failed and say why")
+    print(f"rows      {report.rows}, of which {report.failed} failed, with their reason")
     for kind, meaning in KINDS.items():
         if report.counts[kind]:
             print(f"{kind:<16}{report.counts[kind]:>8}  {meaning}")

@@ -1,4 +1,4 @@
-"""Two evaluations side by side, and the table of many."""
+"""Compare two evaluations, and tabulate many."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ def find_results(run_uri: str, storage: Storage) -> list[Evaluated]:
 
 
 def matching(first_uri: str, second_uri: str, storage: Storage) -> tuple[Evaluated, Evaluated]:
-    """The evaluations of two runs on the same ground truth by the same protocol. Raises EvaluationError."""
+    """The evaluations of two runs with the same ground truth and protocol. Raises EvaluationError."""
     first, second = find_results(first_uri, storage), find_results(second_uri, storage)
     for uri, found in ((first_uri, first), (second_uri, second)):
         if not found:
@@ -67,7 +67,7 @@ def _names(found: Sequence[Evaluated]) -> str:
 
 
 def compare(first: Evaluated, second: Evaluated, storage: Storage) -> tuple[Difference, str]:
-    """The difference second minus first, and a Markdown page of both side by side."""
+    """The difference second minus first, and a Markdown page with both side by side."""
     ignore = tuple(json.loads(storage.read(join(first.folder, "evaluation.json")))["ignore_labels"])
     a, b = (_counts(entry, storage) for entry in (first, second))
     if a.image_ids != b.image_ids:

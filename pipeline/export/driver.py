@@ -1,7 +1,7 @@
-"""Export a run: every shard on its own, then what spans them. Interrupted, the same call continues.
+"""Export a run: each shard independently, then the files that span shards. A repeated call resumes.
 
-cliper-export.json        what is exported from where; written first, says when it is finished
-cliper-images.jsonl       image_id, file name and uri of every image; what was left out, and why
+cliper-export.json        the plan and whether the export is finished; written first
+cliper-images.jsonl       image_id, file name and uri of every image; skipped images with their reason
 .cliper/00000000.jsonl    the records of one finished shard; removed at the end
 """
 
@@ -38,7 +38,7 @@ _PARTS = ".cliper"
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export wrote."""
+    """Counts of a finished export."""
 
     uri: str
     images: int
@@ -55,10 +55,10 @@ def export(
     corrected: Version = "latest",
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
-    """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` hears of (finished, all) shards.
+    """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` is called with (finished, all).
 
-    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot hold what the plan
-    asks for, or if the output holds anything but this export.
+    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot represent the run,
+    or if the output holds anything but this export.
     """
     started = time.monotonic()
     exporter = find_exporter(plan.format)
@@ -91,7 +91,7 @@ def find_exporter(name: str) -> Exporter:
 
 
 def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], corrections: Corrections) -> dict[str, Any]:
-    """Claim or continue the output; its marker. Raises ExportError if it is something else's."""
+    """Start or resume the output folder; returns its marker. Raises ExportError if it holds anything else."""
     wanted = {
         "format": plan.format,
         "run": run.uri,
@@ -120,7 +120,7 @@ def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], correctio
 
 
 def _content(shards: Sequence[int], corrections: Corrections) -> str:
-    """Changes when the run gets more shards or corrections."""
+    """A digest that changes when the run gains shards or corrections."""
     digest = hashlib.sha256(json.dumps(list(shards)).encode())
     for image_id, at in zip(*(corrections.rows[c].to_pylist() for c in ("image_id", "corrected_at")), strict=True):
         digest.update(f"{image_id}\0{at}\0".encode())
@@ -137,7 +137,7 @@ def _refuse_foreign_folder(storage: Storage, uri: str) -> None:
 
 
 def _ids(run: Run) -> Iterator[list[str]]:
-    """Every image id of the corpus, labeled or not, so that names never depend on what is done or exported."""
+    """Every image id of the corpus, labeled or not, so that names do not depend on progress or filter."""
     manifest = read_manifest(run.storage, run.uri)
     if manifest is None:
         yield from (table["image_id"].to_pylist() for table in read_tables(run, ["image_id"]))
@@ -149,7 +149,7 @@ def _ids(run: Run) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker process needs."""
+    """The task of a worker process: everything needed to export one shard."""
 
     run: Run
     plan: Plan
@@ -157,7 +157,7 @@ class _Work:
     corrections: Corrections
 
     def __call__(self, shard: int) -> None:
-        """Export one shard; its part is written last, which is the commit."""
+        """Export one shard; its records file is written last and is the commit."""
         exporter = EXPORTERS[self.plan.format]
         left_out: list[LeftOut] = []
 
@@ -183,7 +183,7 @@ def _export_shards(
             work(shard)
             on_shard(done, total)
         return
-    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive that
+    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive a fork
     with ProcessPoolExecutor(min(workers, len(shards)), spawn, initializer=_leave_interrupts) as pool:
         pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
         try:
@@ -196,14 +196,14 @@ def _export_shards(
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides, and the others finish their shard."""
+    """Ignore Ctrl-C, which a terminal sends to every process: only the main process stops at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _finish(
     storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]
 ) -> tuple[int, dict[str, int]]:
-    """Write what spans shards: images exported, and reasons of those left out."""
+    """Write the files that span shards; returns the exported images, and the skipped ones by reason."""
 
     def lines() -> Iterator[Record]:
         for shard in shards:

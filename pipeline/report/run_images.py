@@ -1,4 +1,4 @@
-"""The images a report shows: photograph and mask as data URIs, both turned upright."""
+"""The images of a report: photograph and mask as data URIs, both upright."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +32,13 @@ class Shown:
     """One image of a page."""
 
     image_id: str
-    photo: str | None  # data URI; None where the source cannot be read any more
-    mask: str  # data URI of the colours, background transparent
+    photo: str | None  # data URI; None if the source can no longer be read
+    mask: str  # data URI of the colors, background transparent
     width: int  # upright
     height: int
     confidence: float
-    labels: list[dict[str, Any]]  # name, colour, share (of the image) and confidence of every label in the mask
-    note: str = ""  # why there is no photograph
+    labels: list[dict[str, Any]]  # name, color, share (of the image) and confidence of every label in the mask
+    note: str = ""  # the reason if there is no photograph
 
     def confidence_of(self, label: int) -> float:
         """Mean confidence of one label in this image, 0 to 1."""
@@ -46,9 +46,9 @@ class Shown:
 
 
 def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Sampled]) -> dict[Place, Shown]:
-    """Read the rows and the source images of `picks`: of each shard once, and only where one is shown.
+    """Read the rows and the source images of `picks`; each shard with a pick is read once.
 
-    A source image that is missing or damaged leaves its mask alone, with a note.
+    If a source image is missing or damaged, its mask is shown alone, with a note.
     """
     wanted: dict[int, set[int]] = defaultdict(set)
     for pick in picks:

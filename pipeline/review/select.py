@@ -1,7 +1,7 @@
-"""People look at the masks that need it most, and what they correct comes back into the run.
+"""Select the masks that most need review.
 
-`select_images` orders images by how much a look is worth, `review_tasks` hands them to Label Studio, and
-`apply_review` takes its export back as a new version of corrections (corrections.py).
+`select_images` orders images by urgency, `review_tasks` exports them to Label Studio, and `apply_review` (apply.py)
+imports the corrections as a new version.
 """
 
 import math
@@ -29,9 +29,9 @@ _MASK = ("mask", "mask_codec")
 
 @dataclass(frozen=True)
 class Candidate:
-    """An image worth a look. All terms are 0 to 1, more is more urgent; `score` is their mean.
+    """An image to review. All terms are 0 to 1, higher is more urgent; `score` is their mean.
 
-    `doubt`: share of the run's images that lead their second-best class by a wider margin. `rarity`: of the
+    `doubt`: share of the run's images with a wider margin over their second-best class. `rarity`: of the
     rarest class in the mask, 1 - log(1 + its images) / log(1 + all images). `disagreement`: 1 - mean IoU with
     another run's mask, over the classes of either; None if there is no other run.
     """
@@ -44,7 +44,7 @@ class Candidate:
 
     @property
     def score(self) -> float:
-        """Mean of the terms there are."""
+        """The mean of the terms that are not None."""
         terms = [self.doubt, self.rarity, *([] if self.disagreement is None else [self.disagreement])]
         return sum(terms) / len(terms)
 
@@ -56,10 +56,10 @@ def select_images(
     against: Run | None = None,
     again: bool = False,
 ) -> list[Candidate]:
-    """The `count` images most worth a look, the most urgent first; ties in the order of ids.
+    """The `count` images that most need review, the most urgent first; ties in the order of ids.
 
     Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
-    that were reviewed before are left out unless `again`. Memory: 4 bytes per image, and the picks.
+    that were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
     Raises FilterError, or ReviewError if the runs cannot be compared.
     """
     if against is not None and class_names(run.identity) != class_names(against.identity):
@@ -128,7 +128,7 @@ def _judge(
 
 
 def review_tasks(run: Run, picks: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Label Studio tasks of the picks, in their order, with the masks as they stand as predictions."""
+    """Label Studio tasks of the picks, in their order, with the current masks as predictions."""
     names, corrections, rows = class_names(run.identity), read_corrections(run), {}
     for shard in sorted({found.shard for found in picks}):
         wanted = {found.image_id for found in picks if found.shard == shard}

@@ -1,4 +1,4 @@
-"""The command as a user meets it: in its own process, with its exit codes, and killed on the way."""
+"""The command in its own process: exit codes, output, and interruptions."""
 
 import os
 import random
@@ -102,7 +102,7 @@ def started(command: list[str]) -> subprocess.Popen[str]:
 
 
 def wait_for_shards(output: Path, count: int, process: "subprocess.Popen[str]") -> None:
-    """Until `count` shards are committed or the process has ended."""
+    """Wait until `count` shards are committed or the process has ended."""
     while process.poll() is None and len(list((output / "labels").glob("shard-*"))) < count:
         time.sleep(0.02)
 

@@ -1,4 +1,4 @@
-"""Clusters that are shared, that change, and that choose: runs start, wait, grow, and never stand still."""
+"""Shared and changing clusters: runs start, wait, grow, and never stall."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hog(cpus: float) -> Any:
-    """An actor of somebody else's, alive."""
+    """A running actor of another job."""
     import ray
 
     @ray.remote
@@ -48,7 +48,7 @@ def hog(cpus: float) -> Any:
 
 
 def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Other work holds CPUs: the pool is planned beside it, waits for it, or outlives it."""
+    """Other work holds CPUs: the pool fits next to it, waits for it, or outlives it."""
     import ray
 
     with logical_cluster({"num_cpus": 4}), ray_session(verbose=False, wait=0) as session:
@@ -61,21 +61,21 @@ def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
         monkeypatch.setattr(cluster, "GRACE_SECONDS", 1.0)
         full, _ = placed_job(monkeypatch, corpus, tmp_path / "full", session, actors=1, cpus_per_actor=3)
-        with pytest.raises(ResourceError, match="fit this cluster, but not beside what runs on it now"):
+        with pytest.raises(ResourceError, match="fit this cluster, but other work is running on it"):
             execute(full, session)
         session.wait = 60
         Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
-        execute(full, session)  # waits for the CPU that the other work gives back
+        execute(full, session)  # waits for the CPU that the other work releases
         assert verify_run(full.run).whole
 
         other, taken = hog(1), fake_job(str(corpus), str(tmp_path / "taken"), shard={"images": 4})
         Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
-        # Planned before the other work came: loading has its share, and the actor starts when there is room.
+        # Planned before the other work came: loading has its share, and the actor starts when a CPU is free.
         assert len(list(label_corpus(taken, tasks_of(taken), Pool(1, 3.0, 0)))) == 6
 
 
 def test_two_runs_at_once_both_finish(corpus: Path, tmp_path: Path) -> None:
-    """Each is valid alone; together their actors leave no CPU, but what loading needs is set aside first."""
+    """Each fits alone; together their actors leave no CPU, but the CPUs for loading are reserved first."""
     with logical_cluster({"num_cpus": 4}), ray_session(verbose=False) as session:
         session.connect()
         jobs = [fake_job(str(corpus), str(tmp_path / name), shard={"images": 2}) for name in ("a", "b")]
@@ -123,7 +123,7 @@ def test_placement_by_accelerator_custom_resource_and_label(
             assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
 
 
-def test_a_run_brings_up_nodes_that_are_not_there_yet(
+def test_a_run_starts_nodes_through_the_autoscaler(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ray's own autoscaler, with nodes that it starts on this machine: a head without CPUs, and no workers."""

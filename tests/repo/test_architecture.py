@@ -1,4 +1,4 @@
-"""Rules about the code that a reviewer would otherwise have to remember."""
+"""Rules about the code that reviewers would otherwise have to check."""
 
 import ast
 import subprocess

@@ -85,7 +85,7 @@ def masks(run: Run, **options: Any) -> dict[str, np.ndarray]:
     return {row["image_id"]: unpack_mask(row) for table in tables for row in table.to_pylist()}
 
 
-def test_what_is_rare_or_doubtful_comes_first(tmp_path: Path) -> None:
+def test_rare_or_doubtful_masks_come_first(tmp_path: Path) -> None:
     write_corpus(tmp_path / "images", 12)
     run, _ = make_run(str(tmp_path / "images"), str(tmp_path / "run"), segmenter=Rare)
     picks = select_images(run, 12)
@@ -136,7 +136,7 @@ def test_tasks_hold_the_masks_and_the_reasons(run: Run) -> None:
         assert task["data"]["review"]["score"] == round(found.score, 4)
 
 
-def test_corrections_come_back_exactly_and_originals_stay(run: Run) -> None:
+def test_corrections_are_stored_exactly_and_originals_are_kept(run: Run) -> None:
     before = masks(run)
     tasks = review_tasks(run, select_images(run, 4))
     ids = [task["data"]["image_id"] for task in tasks]
@@ -187,7 +187,7 @@ def masks_of(run: Run, keep: RowFilter) -> list[str]:
     return [image_id for table in tables for image_id in table["image_id"].to_pylist()]
 
 
-def test_the_last_annotation_and_the_last_brush_count(run: Run) -> None:
+def test_the_last_annotation_and_the_last_brush_win(run: Run) -> None:
     task = review_tasks(run, select_images(run, 1))[0]
     plain = masks(run)[task["data"]["image_id"]]
     entry = annotated(task, np.full_like(plain, 1))
@@ -214,7 +214,7 @@ def test_a_turned_photograph_is_corrected_as_it_is_seen(tmp_path: Path) -> None:
     assert np.array_equal(masks(run, corrections=read_corrections(run))["coffee.jpg"], to_file_grid(seen, 6))
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_written(run: Run) -> None:
+def test_mismatching_exports_are_refused_and_nothing_is_written(run: Run) -> None:
     task = review_tasks(run, select_images(run, 1))[0]
     image_id = task["data"]["image_id"]
     shape = masks(run)[image_id].shape
@@ -272,7 +272,7 @@ def test_the_commands_on_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Mo
     assert "it held these corrections already" in cliper("apply", run.uri, str(export))
     assert len(read_corrections(run).rows) == 2
     for arguments, message in (
-        (["pick", run.uri, "--output", f"{bucket}/tasks"], "is there already"),
+        (["pick", run.uri, "--output", f"{bucket}/tasks"], "exists already"),
         (["apply", run.uri, str(tmp_path / "none.json")], "does not exist"),
     ):
         with pytest.raises(CliperError, match=message):

@@ -49,7 +49,7 @@ def test_class_order_is_part_of_the_identity(tmp_path: Path) -> None:
         begin_run(str(tmp_path), LOCAL, identity(ClassList.parse(["dog", "cat"])))
 
 
-def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_folders_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"is not empty and not a run folder \(it holds thesis.tex\)"):
         begin_run(str(tmp_path), LOCAL, identity())
@@ -105,7 +105,9 @@ def test_discard_takes_only_its_own_files(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_whatever_decides_a_mask_is_part_of_the_identity(changed: dict[str, object], tmp_path: Path) -> None:
+def test_every_setting_that_affects_masks_is_part_of_the_identity(
+    changed: dict[str, object], tmp_path: Path
+) -> None:
     begin_run(str(tmp_path), LOCAL, identity())
     with pytest.raises(RunError, match=f"model.{next(iter(changed))}"):
         begin_run(str(tmp_path), LOCAL, identity(**changed))
@@ -130,7 +132,7 @@ def test_a_refusal_stays_readable(tmp_path: Path) -> None:
     assert len(str(refused.value)) < 600
 
 
-def test_a_new_run_goes_to_a_free_folder_beside(tmp_path: Path) -> None:
+def test_a_new_run_uses_the_next_free_folder(tmp_path: Path) -> None:
     output = str(tmp_path / "masks")
     assert free_folder(output, LOCAL) == output
     begin_run(output, LOCAL, identity())

@@ -204,7 +204,7 @@ def coco_object_counted(root: Path) -> Truths:
 
 
 def coco_object_masks(root: Path) -> Truths:
-    """The official code's masks lie beside those of the training images."""
+    """The official code's masks lie in one folder with those of the training images."""
     truths = maps(["000000000139", "000000000285"], [0, 1, 12, 80, 255])
     for name, truth in truths.items():
         photo(root / f"coco2017/val2017/{name}.jpg")

@@ -1,6 +1,6 @@
 """Ultralytics YOLO segmentation: polygons in text files. Class k - 1 is label k; unlabeled pixels have no line.
 
-images/{train,val}/NAME.jpg     the images, where they are copied
+images/{train,val}/NAME.jpg     the images, if copied
 labels/{train,val}/NAME.txt     one polygon per line: class x y x y ..., as shares of width and height
 data.yaml
 """
@@ -14,11 +14,11 @@ from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.polygons import polygons
 
-_DECIMALS = 7  # a pixel's centre is then exact to a hundredth of a pixel in any image up to 65,535 pixels
+_DECIMALS = 7  # exact to a hundredth of a pixel in images of up to 65,535 pixels
 
 
 def polygon_lines(labels: np.ndarray) -> Iterator[str]:
-    """A line per region of every label but 0 of [H, W]. Vertices are pixel centres, so (x + 0.5) / W."""
+    """A line per region of every label but 0 of [H, W]. Vertices are pixel centers, so (x + 0.5) / W."""
     height, width = labels.shape
     for label, points in polygons(labels):
         shares = (points + 0.5) / (width, height)
