@@ -1,7 +1,7 @@
 """Select the masks that most need review.
 
-`select_images` orders images by urgency, `review_tasks` exports them to Label Studio, and `apply_review` (apply.py)
-imports the corrections as a new version.
+`select_images` orders images by urgency, `review_tasks` exports them to Label Studio, and apply.py imports the
+corrections as a new version.
 """
 
 import math
