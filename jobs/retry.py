@@ -21,11 +21,10 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.pipeline.config import pick
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
-from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.failed import Failed, find_failed, forget_counts, require_same, stored_settings
 from cliper.pipeline.run.folder import Run, read_run
@@ -80,8 +79,7 @@ def open_stored(run: Run, resources: Resources) -> Job:
     if manifest is None:
         raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
     settings, classes = stored_settings(run)
-    config = with_overrides(settings, resources)
-    kind = pick("segmenter", config.segmenter, SEGMENTERS)
+    kind, config = chosen(with_overrides(settings, resources))
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     require_same(run, config, classes, weights)

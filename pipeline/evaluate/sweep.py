@@ -58,6 +58,15 @@ class Grid:
         return [{"attention_threshold": a, **s.model_dump(exclude={"protocol"})} for a, s in pairs]
 
 
+def require_scores(config: JobConfig) -> CLIPerConfig:
+    """The settings that a sweep starts from. Raises EvaluationError for a segmenter without scores to sweep."""
+    if not isinstance(config.model, CLIPerConfig):
+        raise EvaluationError(
+            f"the segmenter '{config.segmenter}' has no scores to sweep, only 'cliper' has; leave out --sweep"
+        )
+    return config.model
+
+
 def make_grid(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
     """All combinations of `values` (setting name to list); settings that are not named keep the model's value.
 
@@ -112,7 +121,7 @@ class SweepShard:
         self.refusal: CliperError | None = None
         try:
             require_weights(cliper_identity, config, weights or {})
-            self.model = CLIPer.load(config.model, classes, device=device_of(config))
+            self.model = CLIPer.load(config.cliper, classes, device=device_of(config))
         except CliperError as error:
             self.refusal = error
 
@@ -132,7 +141,7 @@ class SweepShard:
 
     def _windows(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         known = [row for row in rows if self.counter.benchmark_id(row["image_id"]) is not None]
-        size = self.config.model.batch_size
+        size = self.config.batch_size
         return (known[start : start + size] for start in range(0, len(known), size))
 
     def _count(self, window: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

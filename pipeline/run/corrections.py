@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cliper.model.classes import mask_dtype
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
-from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.run.schema import COLUMNS, class_entries
 from cliper.pipeline.storage.backend import join
 
 Version = Literal["latest"] | int | None
@@ -118,22 +118,13 @@ def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int,
 def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:
     """A label row with the mask `labels` [height, width] and the statistics that follow from it."""
     names = class_names(run.identity)
-    grid = np.ascontiguousarray(labels.astype(mask_dtype(len(names))))
-    pixels = np.bincount(grid.ravel(), minlength=1)
-    certain = {"mean_confidence": 1.0, "p10_confidence": 1.0, "margin": 1.0}
-    classes = [
-        {
-            "class_id": label,
-            "name": names[label - 1] if label else "background",
-            "pixels": int(pixels[label]),
-            "presence": 1.0 if label else None,
-            **certain,
-        }
-        for label in np.flatnonzero(pixels).tolist()
-    ]
-    codec = row["mask_codec"]
-    sure = {"confidence": 1.0, "confidence_p10": 1.0, "margin": 1.0}
-    return dict(row) | pack_mask(grid, codec) | {"classes": classes} | sure
+    found = Segmentation.of(labels, len(names))  # without scores: every pixel is certain
+    return (
+        dict(row)
+        | pack_mask(found.labels, row["mask_codec"])
+        | {"classes": class_entries(found, names)}
+        | {"confidence": found.confidence, "confidence_p10": found.confidence_p10, "margin": found.margin}
+    )
 
 
 def _read_version(run: Run, names: Sequence[str]) -> pa.Table:

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig
+from cliper.pipeline.config import SHARED, JobConfig
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.lease import LEASE_FILE
@@ -78,6 +78,8 @@ def identity_of(
     settings = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
     new = config.input.model_dump(mode="json", include=_LATER_INPUT, exclude_defaults=True)
     settings["input"] = {key: v for key, v in settings["input"].items() if key not in _LATER_INPUT} | new
+    doubled = [name for name in SHARED if name in settings["model"]]  # stands in `model`, as in version 0.1
+    settings = {key: value for key, value in settings.items() if key not in doubled}
     return {
         "cliper": version("cliper"),
         "input_uri": input_uri,

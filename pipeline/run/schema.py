@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cliper.model.classes import ignore_value
+from cliper.model.segmentation import Segmentation
 
 SCHEMA_VERSION = 1
 
@@ -68,6 +70,22 @@ def label_schema(class_names: Sequence[str], fingerprint: str, mask_codec: str, 
         "huggingface": json.dumps({"info": {"features": hf_features(mask_codec)}}),
     }
     return COLUMNS.with_metadata(metadata)
+
+
+def class_entries(found: Segmentation, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The `classes` column: one entry per label that occurs, in order."""
+    return [
+        {
+            "class_id": label,
+            "name": names[label - 1] if label else "background",
+            "pixels": int(found.pixels[label]),
+            "presence": float(found.presence[label - 1]) if label else None,
+            "mean_confidence": float(found.class_confidence[label]),
+            "p10_confidence": float(found.class_confidence_p10[label]),
+            "margin": float(found.class_margin[label]),
+        }
+        for label in np.flatnonzero(found.pixels).tolist()
+    ]
 
 
 def hf_features(mask_codec: str) -> dict[str, Any]:
