@@ -23,7 +23,7 @@ from cliper.model.segmentation import Segmentation
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
-from cliper.pipeline.run.schema import COLUMNS, class_entries
+from cliper.pipeline.run.schema import COLUMNS, by_name, class_entries
 from cliper.pipeline.storage.backend import join
 
 Version = Literal["latest"] | int | None
@@ -131,7 +131,7 @@ def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
     tables = []
     for name in names:
         with run.storage.open(join(run.uri, "corrections", name)) as handle:
-            tables.append(pq.read_table(handle, schema=SCHEMA))
+            tables.append(by_name(pq.read_table(handle), SCHEMA))
     return pa.concat_tables(tables).sort_by("corrected_at")
 
 
