@@ -21,8 +21,6 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.pipeline.corpus.manifest import read_manifest
-from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
@@ -75,9 +73,7 @@ def retry(
 
 def open_stored(run: Run, resources: Resources) -> Job:
     """The job a run was made by, from run.json. Raises RunError if it would now write something else."""
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
+    manifest = run.manifest()
     settings, classes = stored_settings(run)
     kind, config = chosen(with_overrides(settings, resources))
     pinned = kind.pin(config)

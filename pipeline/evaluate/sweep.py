@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
@@ -163,9 +162,8 @@ class SweepShard:
         return decode(row["data"], self.config.max_pixels)
 
     def _write(self, shard: int, rows: list[dict[str, Any]]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, SWEEP_COUNTS), buffer, compression="zstd")
-        self.counter.storage.write(join(self.counter.folder, counts_file(shard)), buffer.getvalue())
+        table = pa.Table.from_pylist(rows, SWEEP_COUNTS)
+        self.counter.storage.write_table(join(self.counter.folder, counts_file(shard)), table)
 
 
 def sweep_shards(
@@ -193,10 +191,8 @@ def sweep_results(
     storage: Storage, folder: str, prepared: Prepared, grid: Grid, protocol: Protocol
 ) -> list[dict[str, Any]]:
     """The figures of every variant, the best mIoU first; also written to sweep.csv and sweep.md."""
-    tables = []
-    for shard in sorted(counted_shards(storage, folder)):
-        with storage.open(join(folder, counts_file(shard))) as handle:
-            tables.append(pq.read_table(handle, schema=SWEEP_COUNTS))
+    shards = sorted(counted_shards(storage, folder))
+    tables = [storage.read_table(join(folder, counts_file(shard)), schema=SWEEP_COUNTS) for shard in shards]
     table, index = pa.concat_tables([SWEEP_COUNTS.empty_table(), *tables]), prepared.index()
     rows = []
     for number, variant in enumerate(grid.variants()):

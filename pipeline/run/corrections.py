@@ -8,7 +8,6 @@ and who corrected it, when, and from which file. A person's word counts as confi
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.errors import RunError
@@ -109,9 +107,8 @@ def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int,
         if any(file.endswith(name) for file in files):
             return number, False
     version = max(known, default=0) + 1
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), buffer, compression="zstd")
-    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), buffer.getvalue())
+    table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
+    run.storage.write_table(join(run.uri, "corrections", f"v{version:04d}", name), table)
     return version, True
 
 
@@ -128,10 +125,7 @@ def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[
 
 
 def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
-    tables = []
-    for name in names:
-        with run.storage.open(join(run.uri, "corrections", name)) as handle:
-            tables.append(by_name(pq.read_table(handle), SCHEMA))
+    tables = [by_name(run.storage.read_table(join(run.uri, "corrections", name)), SCHEMA) for name in names]
     return pa.concat_tables(tables).sort_by("corrected_at")
 
 

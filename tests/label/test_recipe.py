@@ -55,7 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(weights: Path) -> Iterator[JobConfig]:
     before = dict(SEGMENTERS)
     exec(compile(RECIPE[0], "segformer.py", "exec"), {"__name__": "segformer"})
-    model = {"weights": str(weights), "side": 64, "labels": {"threshold": 0.3, "margin_rule": True}}
+    model = {"weights": str(weights), "side": 64, "labels": {"threshold": 0.02, "margin_rule": True}}
     yield JobConfig.model_validate({"segmenter": "segformer", "model": model, "batch_size": 2})
     SEGMENTERS.clear()
     SEGMENTERS.update(before)

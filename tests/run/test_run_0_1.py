@@ -80,7 +80,7 @@ def test_export_report_and_review(home: Path) -> None:
     run = str(home / "run")
     command("export", run, "--to", "coco", "--output", str(home / "coco"))
     assert len(json.loads((home / "coco" / "annotations.json").read_text())["images"]) == 3
-    command("export", run, "--to", "huggingface", "--output", str(home / "hf"))
+    command("export", run, "--to", "huggingface", "--output", str(home / "hf"), "--workers", "1")
     features = pq.read_schema(next((home / "hf" / "data").glob("*.parquet"))).names
     assert ("sharpness" in features) is GROWN
     command("report", run, "--output", str(home / "report.html"))
