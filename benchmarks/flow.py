@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks.measure import Stopwatch
 from benchmarks.models import photo
 from cliper.model.classes import ClassList
-from cliper.model.labels import Segmentation
+from cliper.model.config import CLIPerConfig
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.decode import decode
 from cliper.pipeline.corpus.manifest import read_manifest, write_manifest
@@ -81,8 +82,8 @@ def bare_loop(folder: Path, config: JobConfig) -> float:
     segmenter = Sleeping(config, CLASSES)
     files = sorted(folder.iterdir())
     start = time.perf_counter()
-    for first in range(0, len(files), config.model.batch_size):
-        batch = files[first : first + config.model.batch_size]
+    for first in range(0, len(files), config.batch_size):
+        batch = files[first : first + config.batch_size]
         pixels = [decode(path.read_bytes(), config.max_pixels).pixels for path in batch]
         segmenter.segment(pixels, [path.name for path in batch])
     return len(files) / (time.perf_counter() - start)
@@ -92,7 +93,7 @@ def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick]
     """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
     run, storage = begin_run(str(output), Storage(), {"bench": output.name}), Storage()
     manifest = write_manifest(list_entries(storage, str(folder), config.input), storage, run.uri, config.shard)
-    kind = SegmenterKind(factory, lambda config: {}, lambda config: "benchmark")
+    kind = SegmenterKind(CLIPerConfig, factory, lambda config: {}, lambda config: "benchmark")
     job = Job(run, manifest, config, CLASSES, kind, "benchmark")
     start, commits = time.perf_counter(), []
     tasks = [Task(shard) for shard in run.pending_shards(manifest)]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cliper.model.classes import ClassList as ClassList
     from cliper.model.config import CLIPerConfig as CLIPerConfig
     from cliper.model.errors import CliperError as CliperError
-    from cliper.model.labels import Segmentation as Segmentation
+    from cliper.model.segmentation import Segmentation as Segmentation
     from cliper.model.segmenter import CLIPer as CLIPer
     from cliper.pipeline.config import JobConfig as JobConfig
     from cliper.pipeline.config import load_classes as load_classes
@@ -36,7 +36,7 @@ _HOMES = {
     "MaskDataset": "cliper.pipeline.dataset",
     "OpenedRun": "cliper.pipeline.results",
     "SEGMENTERS": "cliper.pipeline.label.segmenters",
-    "Segmentation": "cliper.model.labels",
+    "Segmentation": "cliper.model.segmentation",
     "Storage": "cliper.pipeline.storage.backend",
     "load_classes": "cliper.pipeline.config",
     "load_config": "cliper.pipeline.config",

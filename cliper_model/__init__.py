@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cliper.model.classes import ClassList
     from cliper.model.config import CLIPerConfig
     from cliper.model.errors import ClassListError, CliperError, ConfigError, WeightsError
-    from cliper.model.labels import Segmentation
+    from cliper.model.segmentation import Segmentation
     from cliper.model.segmenter import CLIPer
 
 _HOMES = {
@@ -20,7 +20,7 @@ _HOMES = {
     "ClassListError": "errors",
     "CliperError": "errors",
     "ConfigError": "errors",
-    "Segmentation": "labels",
+    "Segmentation": "segmentation",
     "WeightsError": "errors",
 }
 

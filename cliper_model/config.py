@@ -158,6 +158,17 @@ class LabelConfig(Settings):
     probability_threshold: Unit = 0.0
 
 
+class SigmoidConfig(Settings):
+    """From independent probabilities (sigmoid scores) to labels: rule ``sigmoid`` of `labels.LABEL_RULES`.
+
+    `threshold`: a smaller best score is background. `margin_rule`: the lead over the second score counts as well.
+    """
+
+    protocol: Literal["sigmoid"] = "sigmoid"
+    threshold: Unit = 0.5
+    margin_rule: bool = False
+
+
 class CLIPerConfig(Settings):
     """Everything that decides what a mask is. `sliding` or `fgc` set to None switches that part off."""
 

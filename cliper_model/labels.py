@@ -4,40 +4,24 @@ The scores of all classes at full size never exist: the map is computed in bands
 each class's range, once for the labels). Upsampling a band is one small matrix product.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cliper.model.classes import mask_dtype
-from cliper.model.config import LabelConfig
+from cliper.model.config import LabelConfig, SigmoidConfig
+from cliper.model.segmentation import BINS, STEPS, Segmentation
+
+__all__ = ["LABEL_RULES", "Segmentation", "presence_scores", "segment_scores"]
 
 BAND_ELEMENTS = 4_000_000  # class scores held at once: 16 MB in float32
-_BINS = 1024  # resolution of the confidence histogram the 10th percentile is read from
+_Decision = tuple[Tensor, Tensor, Tensor]  # winner, confidence, margin: each [rows, W]
 _LANES = 64  # partial sums per label: an accelerator adds to one address slowly
-_STEPS = 65_535  # confidences are summed as integers, so that a sum does not depend on its order
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A labeled image. Class 0 is background or unknown; class k is the class list's k-th entry.
-
-    Confidence is the winning class's score clipped to [0, 1]; for background, 1 minus the best class's score
-    (with the background plane: the plane's value). Margin is the winner's lead over the runner-up; for
-    background, the distance of the best class from winning.
-    """
-
-    labels: np.ndarray  # uint8 (at most 254 classes) or uint16 [H, W]
-    presence: np.ndarray  # float32 [K]: image-level score of every class
-    pixels: np.ndarray  # int64 [K + 1]: pixels of every label
-    class_confidence: np.ndarray  # float32 [K + 1]: mean over a label's pixels; nan without pixels
-    class_confidence_p10: np.ndarray  # float32 [K + 1]: 10th percentile, to 1/1024
-    class_margin: np.ndarray  # float32 [K + 1]: mean
-    confidence: float  # mean over the image
-    confidence_p10: float
-    margin: float
 
 
 @dataclass(frozen=True)
@@ -66,31 +50,103 @@ def presence_scores(coarse: Tensor, refined: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def segment_scores(
+    refined: Tensor,
+    presence: Tensor,
+    size: tuple[int, int],
+    config: LabelConfig | SigmoidConfig,
+    background_plane: bool = False,
+) -> Segmentation:
+    """Label one image: scores [K, h, w] and presence [K], both float32, to a Segmentation of `size` (H, W).
+
+    `config` chooses and sets the rule of LABEL_RULES: a LabelConfig (its `protocol`) or a SigmoidConfig.
+    `background_plane` (only for ``mmseg``): one more plane, the last, is the background's.
+    """
+    return LABEL_RULES[config.protocol](refined, presence, size, config, background_plane)
+
+
+def label_gated(
     refined: Tensor, presence: Tensor, size: tuple[int, int], config: LabelConfig, background_plane: bool = False
 ) -> Segmentation:
-    """Label one image: refined scores [K, h, w] and presence [K], both float32, to a Segmentation of (H, W).
+    """Rule ``cliper``: the official decision.
 
     A class whose presence is at or below the presence threshold has score 0 everywhere and cannot win.
-    `background_plane` (only for protocol ``mmseg``): one more plane, the last, is the background's.
     """
-    if config.protocol == "mmseg":
-        return _most_probable(refined, presence, size, config.probability_threshold, background_plane)
     gated = presence > config.presence_threshold
     kept = _candidates(gated)  # [P]
     bands = _row_bands(size, refined.shape[-2], len(kept), refined.device)
     planes = _scale(refined[kept], (presence * gated)[kept], size, bands, config)
-    labels = torch.zeros(
-        size, dtype=_position_dtype(len(kept)), device=refined.device
-    )  # 0, or 1 + place in `kept`
-    tally = _Tally(len(kept) + 1, refined.device)
+    labels, tally = _decide_bands(
+        bands,
+        size,
+        len(kept),
+        refined.device,
+        lambda down: _decide(planes.band(down), config.background_threshold),
+    )
+    ids = torch.cat([kept.new_zeros(1), kept + 1])  # [P + 1]: label of each position
+    return tally.summarise(ids, labels, presence)
+
+
+def label_most_probable(
+    scores: Tensor, presence: Tensor, size: tuple[int, int], config: LabelConfig, background_plane: bool = False
+) -> Segmentation:
+    """Rule ``mmseg``: the class with the largest share of the upsampled scores wins, if that is enough."""
+    classes = len(scores) - background_plane
+    return _label_all(
+        scores,
+        presence[:classes],
+        size,
+        lambda band: _decide_by_share(band, config.probability_threshold, classes),
+    )
+
+
+def label_independent(
+    scores: Tensor, presence: Tensor, size: tuple[int, int], config: SigmoidConfig, background_plane: bool = False
+) -> Segmentation:
+    """Rule ``sigmoid``: every class has a probability of its own; the largest wins, if it is enough.
+
+    Background is where it is below `threshold` t; with `margin_rule`, where s1 * sqrt(s1 - s2) < t^1.25 for the
+    best score s1 and the second s2: a confident class that another one equals does not win.
+    """
+    return _label_all(scores, presence, size, lambda band: _decide_alone(band, config))
+
+
+# How scores become labels, by the name in `protocol`. Add a rule here.
+LABEL_RULES: dict[str, Callable[[Tensor, Tensor, tuple[int, int], Any, bool], Segmentation]] = {
+    "cliper": label_gated,
+    "mmseg": label_most_probable,
+    "sigmoid": label_independent,
+}
+
+
+def _label_all(
+    scores: Tensor, presence: Tensor, size: tuple[int, int], decide: Callable[[Tensor], _Decision]
+) -> Segmentation:
+    """Label with every class in the running; `decide` gets bands of the upsampled scores [P, rows, W]."""
+    across = upsampling_matrix(scores.shape[-1], size[1], scores.device).T  # [w, W]
+    bands = _row_bands(size, scores.shape[-2], len(scores), scores.device)
+    labels, tally = _decide_bands(
+        bands, size, len(presence), scores.device, lambda down: decide(upsample_band(scores, down, across))
+    )
+    return tally.summarise(torch.arange(len(presence) + 1), labels, presence)
+
+
+def _decide_bands(
+    bands: list[Tensor],
+    size: tuple[int, int],
+    classes: int,
+    device: torch.device,
+    decide: Callable[[Tensor], _Decision],
+) -> tuple[Tensor, "_Tally"]:
+    """Decide band by band: labels [H, W] (0, or 1 + place among `classes`) and their statistics."""
+    labels = torch.zeros(size, dtype=_position_dtype(classes), device=device)
+    tally = _Tally(classes + 1, device)
     row = 0
     for down in bands:
-        winner, confidence, margin = _decide(planes.band(down), config.background_threshold)
+        winner, confidence, margin = decide(down)
         labels[row : row + len(down)] = winner
         tally.add(winner, confidence, margin)
         row += len(down)
-    ids = torch.cat([kept.new_zeros(1), kept + 1])  # [P + 1]: label of each position
-    return tally.summarise(ids, labels, presence)
+    return labels, tally
 
 
 def _position_dtype(classes: int) -> torch.dtype:
@@ -110,23 +166,6 @@ def _candidates(gated: Tensor) -> Tensor:
     return torch.arange(len(gated), device=gated.device)
 
 
-def _most_probable(
-    scores: Tensor, presence: Tensor, size: tuple[int, int], threshold: float, background_plane: bool
-) -> Segmentation:
-    """Protocol ``mmseg``: the class with the largest share of the upsampled scores wins, if that is enough."""
-    classes = len(scores) - background_plane
-    across = upsampling_matrix(scores.shape[-1], size[1], scores.device).T  # [w, W]
-    labels = torch.zeros(size, dtype=_position_dtype(classes), device=scores.device)
-    tally = _Tally(classes + 1, scores.device)
-    row = 0
-    for down in _row_bands(size, scores.shape[-2], len(scores), scores.device):
-        winner, confidence, margin = _decide_by_share(upsample_band(scores, down, across), threshold, classes)
-        labels[row : row + len(down)] = winner
-        tally.add(winner, confidence, margin)
-        row += len(down)
-    return tally.summarise(torch.arange(classes + 1), labels, presence[:classes])
-
-
 def _decide_by_share(scores: Tensor, threshold: float, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Winner (0, or 1 + plane below `classes`), confidence and margin of a band [P, rows, W]: each [rows, W]."""
     share = scores / scores.sum(dim=0).clamp(min=1e-12)
@@ -137,6 +176,21 @@ def _decide_by_share(scores: Tensor, threshold: float, classes: int) -> tuple[Te
         torch.where(sure & (plane < classes), plane + 1, 0),
         torch.where(sure, best, 1 - best).clamp(0, 1),
         torch.where(sure, best - second, threshold - best).clamp(0, 1),
+    )
+
+
+def _decide_alone(scores: Tensor, config: SigmoidConfig) -> _Decision:
+    """Winner (0 or 1 + class), confidence and margin of a band of probabilities [P, rows, W]: each [rows, W]."""
+    best, plane = scores.max(dim=0)
+    second = scores.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
+    strength, needed = best, config.threshold
+    if config.margin_rule:
+        strength, needed = best * (best - second).clamp(min=0).sqrt(), config.threshold**1.25
+    wins = strength >= needed
+    return (
+        torch.where(wins, plane + 1, 0),
+        torch.where(wins, best, 1 - best).clamp(0, 1),
+        torch.where(wins, best - second, needed - strength).clamp(0, 1),
     )
 
 
@@ -204,48 +258,32 @@ class _Tally:
 
     def __init__(self, labels: int, device: torch.device) -> None:
         self.sums = torch.zeros(2, labels * _LANES, dtype=torch.int64, device=device)  # confidence, margin
-        self.histogram = torch.zeros(labels * _BINS, dtype=torch.int64, device=device)  # of confidence
+        self.histogram = torch.zeros(labels * BINS, dtype=torch.int64, device=device)  # of confidence
 
     def add(self, winner: Tensor, confidence: Tensor, margin: Tensor) -> None:
         """Add a band; all arguments [rows, W], values in [0, 1]."""
         flat = winner.flatten().long()
         lanes = flat * _LANES + torch.arange(len(flat), device=flat.device) % _LANES
         for row, values in enumerate((confidence, margin)):
-            self.sums[row].scatter_add_(0, lanes, (values.flatten() * _STEPS).round().long())
-        bins = flat * _BINS + (confidence.flatten() * _BINS).long().clamp(max=_BINS - 1)
+            self.sums[row].scatter_add_(0, lanes, (values.flatten() * STEPS).round().long())
+        bins = flat * BINS + (confidence.flatten() * BINS).long().clamp(max=BINS - 1)
         self.histogram.scatter_add_(0, bins, torch.ones_like(bins))
 
     def summarise(self, ids: Tensor, labels: Tensor, presence: Tensor) -> Segmentation:
         """Put the counts of the kept classes (`ids` [P + 1]) back in their places among all K + 1."""
-        classes = len(presence) + 1
-        index = ids.cpu().numpy()
-        histogram = self.histogram.view(-1, _BINS).cpu().numpy()  # [P + 1, bins]
+        classes, index = len(presence) + 1, ids.cpu().numpy()
+        histogram = self.histogram.view(-1, BINS).cpu().numpy()  # [P + 1, bins]
         sums = self.sums.view(2, -1, _LANES).sum(dim=-1).cpu().numpy()  # [2, P + 1]
-        pixels = histogram.sum(axis=1)
-        with np.errstate(invalid="ignore"):  # 0 / 0: a label without pixels has no mean
-            means = sums / pixels / _STEPS  # [2, P + 1]
-        total = pixels.sum()
-        return Segmentation(
-            labels=index.astype(mask_dtype(len(presence)))[labels.cpu().numpy()],
-            presence=presence.float().cpu().numpy(),
-            pixels=_spread(pixels, index, classes, 0),
-            class_confidence=_spread(means[0].astype(np.float32), index, classes, np.nan),
-            class_confidence_p10=_spread(_tenth_percentile(histogram), index, classes, np.nan),
-            class_margin=_spread(means[1].astype(np.float32), index, classes, np.nan),
-            confidence=float(sums[0].sum() / total / _STEPS),
-            confidence_p10=float(_tenth_percentile(histogram.sum(axis=0, keepdims=True))[0]),
-            margin=float(sums[1].sum() / total / _STEPS),
+        return Segmentation.from_counts(
+            index.astype(mask_dtype(len(presence)))[labels.cpu().numpy()],
+            presence.float().cpu().numpy(),
+            _spread(sums.T, index, classes).T,
+            _spread(histogram, index, classes),
         )
 
 
-def _spread(values: np.ndarray, index: np.ndarray, size: int, empty: float) -> np.ndarray:
-    out = np.full(size, empty, dtype=values.dtype)
+def _spread(values: np.ndarray, index: np.ndarray, size: int) -> np.ndarray:
+    """Rows [P + 1, n] at their places among `size`; 0 elsewhere."""
+    out = np.zeros((size, *values.shape[1:]), dtype=values.dtype)
     out[index] = values
     return out
-
-
-def _tenth_percentile(histogram: np.ndarray) -> np.ndarray:
-    """The middle of the bin that holds the 10th percentile of each row: float32 [rows]; nan if empty."""
-    total = histogram.sum(axis=1)
-    position = np.argmax(histogram.cumsum(axis=1) >= np.ceil(0.1 * total)[:, None], axis=1)
-    return np.where(total > 0, (position + 0.5) / _BINS, np.nan).astype(np.float32)

@@ -12,7 +12,7 @@ from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
 from cliper.model.errors import ConfigError
 from cliper.model.presets import preset as apply_preset
-from cliper.pipeline.config import JobConfig, validate
+from cliper.pipeline.config import JobConfig, changed, validate
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task
 
@@ -104,7 +104,8 @@ def with_overrides(config: JobConfig, resources: Resources, batch_size: int | No
         given["actors"] = parse_actors(resources.actors)
     content["resources"] |= given
     if batch_size is not None:
-        content["model"]["batch_size"] = batch_size
+        content["batch_size"] = batch_size
+        content["model"].pop("batch_size", None)
     return validate(JobConfig, content, "command line")
 
 
@@ -131,7 +132,7 @@ def parse_duration(text: str) -> float:
 
 def with_preset(config: JobConfig, name: str) -> JobConfig:
     """The config with the changes of a preset (cliper_model/presets.py). Raises ConfigError."""
-    return config.model_copy(update={"model": apply_preset(config.model, name)})
+    return config if name == "exact" else changed(config, model=apply_preset(config.cliper, name))
 
 
 def parse_options(pairs: list[str]) -> dict[str, Any]:

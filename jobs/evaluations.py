@@ -25,6 +25,7 @@ from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
 from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
 from cliper.pipeline.evaluate.results import Results, Setting, summarise
 from cliper.pipeline.label.job import Job, open_job
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.storage.backend import Storage, join
@@ -103,17 +104,29 @@ def evaluate_stored(
 def _stored_setting(
     run: Run, config: BenchmarkConfig | None, variant: str | None, protocol: str | None
 ) -> Setting:
-    decided: Protocol = run.identity["model"]["labels"]["protocol"]
-    chosen = _protocol(protocol) if protocol else decided
-    model = run.identity["model"]["backbone"]["model"]
+    decided, model = _decided_by(run)
+    protocol_of_mean = _protocol(protocol) if protocol else decided
     if config is None:
-        return Setting(chosen, decided, model=model)
-    # Published figures hold for one model only: the run must have been labeled with that variant's settings.
+        return Setting(protocol_of_mean, decided, model=model)
+    # Published figures apply to one model only: the run must have been labeled with that variant's settings.
     names = [variant] if variant else list(config.variants)
-    same = [name for name in names if config.settings(name).model_dump(mode="json") == run.identity["model"]]
+    same = [name for name in names if _same_model(config.job(name), run)]
     name = same[0] if same else ""
-    published = _published(config, name) if same and chosen == config.protocol else None
-    return Setting(chosen, decided, "", config.backbone if same else "", name, model, published)
+    published = _published(config, name) if same and protocol_of_mean == config.protocol else None
+    return Setting(protocol_of_mean, decided, "", config.backbone if same else "", name, model, published)
+
+
+def _decided_by(run: Run) -> tuple[Protocol, str]:
+    """The protocol and the model that a run was labeled with; a segmenter without protocols counts as cliper."""
+    model = run.identity["model"]
+    if run.identity.get("segmenter", "cliper") != "cliper":
+        return "cliper", run.identity["segmenter"]
+    return model["labels"]["protocol"], model["backbone"]["model"]
+
+
+def _same_model(config: JobConfig, run: Run) -> bool:
+    model = chosen(config)[1].model.model_dump(mode="json")
+    return (config.segmenter, model) == (run.identity.get("segmenter", "cliper"), run.identity["model"])
 
 
 def _protocol(name: str) -> Protocol:
@@ -166,12 +179,21 @@ def run_sweep(
     options: Options,
 ) -> str:
     """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
-    from cliper.pipeline.evaluate.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
+    from cliper.pipeline.evaluate.sweep import (
+        make_grid,
+        open_sweep,
+        require_scores,
+        sweep_results,
+        sweep_shards,
+        sweep_table,
+    )
 
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
-        job = _open_job(config, variant or next(iter(config.variants)), prepared, output, options, held)
-        grid = make_grid(job.config.model, values)
+        name = variant or next(iter(config.variants))
+        make_grid(require_scores(config.job(name)), values)  # refuses before anything is written
+        job = _open_job(config, name, prepared, output, options, held)
+        grid = make_grid(require_scores(job.config), values)
         evaluation = open_evaluation(job.run, prepared, options.count_failed)
         folder = open_sweep(evaluation, grid)
         pool = options.session.pool(job.config.resources)
@@ -196,7 +218,7 @@ def _open_data(uri: str, storage: Storage, config: BenchmarkConfig | None) -> Pr
 def _open_job(
     config: BenchmarkConfig, variant: str, prepared: Prepared, output: str, options: Options, held: ExitStack
 ) -> Job:
-    settings = JobConfig(model=config.settings(variant))
+    settings = config.job(variant)
     if options.shard_images is not None:
         shard = settings.shard.model_copy(update={"images": options.shard_images})
         settings = settings.model_copy(update={"shard": shard})

@@ -19,11 +19,11 @@ from cliper.jobs.input_options import (
     UriColumn,
     with_input,
 )
-from cliper.pipeline.config import classes_for, describe_classes, load_config, lookup
+from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import list_entries, no_images
 from cliper.pipeline.label.estimate import Corpus, Estimate, Measured, estimate, measure, sample_corpus
-from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
@@ -65,7 +65,7 @@ def plan(
     )
     settings = with_input(with_preset(load_config(config), preset), reading)
     class_list = classes_for(classes, settings)
-    kind = lookup("segmenter", settings.segmenter, SEGMENTERS)
+    kind, settings = chosen(settings)
     settings = kind.pin(settings)
     kind.identity(settings)  # raises for missing or unusable weights before the input is listed
     storage = Storage(parse_options(storage_option or []))

@@ -21,11 +21,8 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.pipeline.config import lookup
-from cliper.pipeline.corpus.manifest import read_manifest
-from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
-from cliper.pipeline.label.segmenters import SEGMENTERS
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.failed import Failed, find_failed, forget_counts, require_same, stored_settings
 from cliper.pipeline.run.folder import Run, read_run
@@ -73,13 +70,10 @@ def retry(
 
 
 def open_stored(run: Run, resources: Resources) -> Job:
-    """The job of a run, from run.json. Raises RunError if it would now produce other masks."""
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(f"{run.uri} has no manifest: no image was labeled yet; run 'cliper label' again")
+    """The job a run was made by, from run.json. Raises RunError if it would now write something else."""
+    manifest = run.manifest()
     settings, classes = stored_settings(run)
-    config = with_overrides(settings, resources)
-    kind = lookup("segmenter", config.segmenter, SEGMENTERS)
+    kind, config = chosen(with_overrides(settings, resources))
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     require_same(run, config, classes, weights)

@@ -35,7 +35,8 @@ def css() -> str:
 
 def build_page(previewer: Previewer, classes: ClassList, examples: Sequence[Path]) -> gr.Blocks:
     """The page, ready to launch. `classes` are filled in at first; `examples` are image files to pick from."""
-    settings = previewer.config.model
+    model = previewer.config.model
+    settings = model if isinstance(model, CLIPerConfig) else None  # other segmenters: classes only
     with gr.Blocks(analytics_enabled=False, title="cliper", delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
         gr.Markdown("# cliper\nTry classes and thresholds on one image, then take the settings to `cliper label`.")
         with gr.Row():
@@ -63,7 +64,7 @@ def _example_buttons(examples: Sequence[Path], image: gr.Image) -> None:
             button.click(lambda chosen=str(path): chosen, None, image, api_visibility="private")
 
 
-def _word_inputs(settings: CLIPerConfig, classes: ClassList) -> list[gr.Textbox]:
+def _word_inputs(settings: CLIPerConfig | None, classes: ClassList) -> list[gr.Textbox]:
     return [
         gr.Textbox(
             "; ".join(class_lines(classes)),
@@ -72,21 +73,25 @@ def _word_inputs(settings: CLIPerConfig, classes: ClassList) -> list[gr.Textbox]
             lines=3,
         ),
         gr.Textbox(
-            "; ".join(settings.prompts.background_words),
+            "" if settings is None else "; ".join(settings.prompts.background_words),
+            visible=settings is not None,
             label="Background words",
             info="Separated by semicolons. They compete with the classes and become background",
         ),
     ]
 
 
-def _switches(settings: CLIPerConfig) -> list[Any]:
+def _switches(chosen: CLIPerConfig | None) -> list[Any]:
+    shown, settings = chosen is not None, chosen or CLIPerConfig()
     labels, fgc = settings.labels, settings.fgc is not None
     shares = labels.protocol == "mmseg"
     background = labels.probability_threshold if shares else labels.background_threshold
     return [
-        gr.Slider(0, 1, labels.presence_threshold, step=0.01, label="Presence threshold", visible=not shares),
-        gr.Slider(0, 1, background, step=0.01, label="Background threshold"),
-        gr.Checkbox(fgc, label="Fine-grained compensation (FGC)", interactive=fgc),
+        gr.Slider(
+            0, 1, labels.presence_threshold, step=0.01, label="Presence threshold", visible=shown and not shares
+        ),
+        gr.Slider(0, 1, background, step=0.01, label="Background threshold", visible=shown),
+        gr.Checkbox(fgc, label="Fine-grained compensation (FGC)", interactive=fgc, visible=shown),
     ]
 
 

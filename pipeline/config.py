@@ -4,7 +4,19 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from cliper.model.class_text import class_lines
 from cliper.model.classes import ClassList
@@ -14,6 +26,7 @@ from cliper.model.errors import ClassListError, ConfigError
 S = TypeVar("S", bound=Settings)
 
 EMBEDDED_CLASSES = "tiny"  # the list that the embedded model was trained for
+SHARED = frozenset({"batch_size", "dtype"})  # settings of every segmenter; in version 0.1 they stood in `model`
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside this package
 
 
@@ -81,16 +94,83 @@ class ResourceConfig(Settings):
     image_seconds: PositiveFloat = 600  # an actor that is this long at each of its images hangs: it is killed
 
 
+class UncheckedSettings(Settings):
+    """`model` of a segmenter other than CLIPer, until `label.segmenters.chosen` validates it by its schema."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
 class JobConfig(Settings):
-    """A labeling job: the model, and how the corpus goes through it."""
+    """A labeling job: the segmenter, its own settings in `model`, and how the corpus goes through it.
+
+    `batch_size` (images on the device at once) and `dtype` are of every segmenter. Both may also be given in
+    `model`, their place in version 0.1; CLIPer's settings hold a copy.
+    """
 
     segmenter: str = "cliper"
-    model: CLIPerConfig = CLIPerConfig()
+    batch_size: PositiveInt = 8
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    model: SerializeAsAny[Settings] = Field(default_factory=CLIPerConfig, validate_default=True)
     input: InputConfig = InputConfig()
     mask_codec: str = "png"
     max_pixels: int = Field(100_000_000, gt=0, le=178_956_970)  # Pillow refuses more
     shard: ShardConfig = ShardConfig()
     resources: ResourceConfig = ResourceConfig()
+
+    @property
+    def cliper(self) -> CLIPerConfig:
+        """The settings of the segmenter `cliper`. Raises ConfigError for another one."""
+        if not isinstance(self.model, CLIPerConfig):
+            raise ConfigError(f"this needs the segmenter 'cliper'; the configuration has '{self.segmenter}'")
+        return self.model
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lift_shared(cls, content: Any) -> Any:
+        """Take SHARED settings from `model` as those of the job. Raises ValueError if both differ."""
+        model = content.get("model") if isinstance(content, dict) else None
+        found = dict(model) if isinstance(model, dict | BaseModel) else {}
+        given = {name: found[name] for name in SHARED if name in found}
+        for name, value in given.items():
+            if content.get(name, value) != value:
+                raise ValueError(f"{name} is {content[name]}, but model.{name} is {value}; give it once")
+        return content | given if given else content
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _choose_schema(cls, model: Any, info: ValidationInfo) -> Any:
+        """CLIPer's settings with the job's SHARED ones; those of another segmenter without them, unchecked."""
+        if info.data.get("segmenter") == "cliper":
+            shared = {name: info.data[name] for name in SHARED if name in info.data}
+            return CLIPerConfig.model_validate(_own(model) | shared if _holds_keys(model) else model)
+        if isinstance(model, Settings) and not isinstance(model, CLIPerConfig | UncheckedSettings):
+            return model  # validated by the segmenter's own schema
+        if not _holds_keys(model):
+            return UncheckedSettings.model_validate(model)
+        return UncheckedSettings(**_own(model))
+
+
+def _holds_keys(model: Any) -> bool:
+    return isinstance(model, dict | BaseModel)
+
+
+def _own(model: dict[str, Any] | BaseModel) -> dict[str, Any]:
+    """The settings in `model` that are the segmenter's own."""
+    return {name: value for name, value in dict(model).items() if name not in SHARED}
+
+
+def changed(config: JobConfig, **settings: Any) -> JobConfig:
+    """The configuration with other settings, validated as a whole; SHARED settings of a new `model` count.
+
+    Raises pydantic's ValidationError, a ValueError.
+    """
+    content = {name: getattr(config, name) for name in JobConfig.model_fields} | settings
+    if "model" in settings:
+        content = {name: value for name, value in content.items() if name not in SHARED or name in settings}
+    else:
+        declared = SHARED & settings.keys() & type(config.model).model_fields.keys()
+        content["model"] = config.model.model_copy(update={name: settings[name] for name in declared})
+    return JobConfig(**content)
 
 
 def shipped(kind: str) -> dict[str, Path]:
@@ -149,7 +229,7 @@ def _keys_at(schema: type[BaseModel], path: list[str]) -> list[str]:
     """Field names of the settings object at `path`."""
     current = schema
     for name in path:
-        annotation = current.model_fields[name].annotation
+        annotation = CLIPerConfig if name == "model" else current.model_fields[name].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]  # X or X | None
         current = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(current.model_fields)
@@ -170,11 +250,13 @@ def classes_for(name: str | None, config: JobConfig) -> ClassList:
 
     Raises ConfigError for another model without classes: it has none of its own.
     """
-    if name is None and not config.model.backbone.model.startswith("embedded:"):
-        raise ConfigError(
-            f"--classes is needed: {config.model.backbone.model} has no classes of its own. Give a file with one "
-            f"class per line, or a shipped list: {', '.join(shipped('classes'))}"
-        )
+    if name is None:
+        model = config.model.backbone.model if isinstance(config.model, CLIPerConfig) else config.segmenter
+        if not model.startswith("embedded:"):
+            raise ConfigError(
+                f"--classes is needed: {model} has no classes of its own. Give a file with one class per line, or "
+                f"a shipped list: {', '.join(shipped('classes'))}"
+            )
     return load_classes(name or EMBEDDED_CLASSES)
 
 

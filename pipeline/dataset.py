@@ -25,7 +25,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from cliper.model.classes import ignore_value
 from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
 from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import FilterError, ImageError, InputError, RunError
 from cliper.pipeline.run.corrections import Version, read_corrections
 from cliper.pipeline.run.folder import Run, class_names
@@ -255,9 +255,7 @@ def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
 
 
 def _finished_manifest(run: Run, shards: Sequence[int] | None) -> Manifest:
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(f"{run.uri} has no manifest; label first (cliper label --output {run.uri})")
+    manifest = run.manifest()
     pending = run.pending_shards(manifest) if shards is None else []
     if pending:
         raise RunError(

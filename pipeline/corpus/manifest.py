@@ -66,13 +66,18 @@ class Manifest:
         return self.parts[-1].end
 
     @property
+    def counts(self) -> list[int]:
+        """Number of images of every shard."""
+        return [count for part in self.parts for count in part.images]
+
+    @property
     def images(self) -> int:
         """Number of images."""
-        return sum(sum(part.images) for part in self.parts)
+        return sum(self.counts)
 
     def images_in(self, shards: Collection[int]) -> int:
         """Number of images in the given shards."""
-        counts = [count for part in self.parts for count in part.images]
+        counts = self.counts
         return sum(counts[shard] for shard in shards)
 
     def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:

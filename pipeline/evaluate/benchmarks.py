@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import find, read_yaml, shipped, validate
+from cliper.pipeline.config import JobConfig, find, read_yaml, shipped, validate
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.registry import DATASETS
 
@@ -16,10 +16,10 @@ from cliper.pipeline.evaluate.registry import DATASETS
 class BenchmarkConfig(Settings):
     """Settings of a benchmark.
 
-    `backbone`: its name in tables. `protocol`: the rules for labels and for the mean; see metrics.
-    `classes`: a shipped class list. `truth`: the kind of ground truth it was published with, if it has several.
-    `model`: settings of CLIPerConfig. `variants`: changes to `model`, by name. `published_miou`: percent, by
-    variant.
+    `backbone`: its name in tables. `protocol`: how labels are decided and the mean is taken; see metrics.
+    `classes`: a shipped class list. `truth`: the form of ground truth it was published with, if it has several.
+    `segmenter` and `model`: as in a labeling config. `variants`: changes to `model`, by name. `published_miou`:
+    percent, by variant.
     """
 
     benchmark: str
@@ -27,6 +27,7 @@ class BenchmarkConfig(Settings):
     protocol: Literal["cliper", "mmseg"]
     classes: str
     truth: str | None = None
+    segmenter: str = "cliper"
     model: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     published_miou: dict[str, float] = Field(default_factory=dict)
@@ -42,11 +43,19 @@ class BenchmarkConfig(Settings):
             raise ValueError(f"published_miou names '{min(unknown)}', which is no variant")
         return self
 
-    def settings(self, variant: str) -> CLIPerConfig:
-        """The model's settings in a variant. Raises EvaluationError for an unknown one."""
+    def job(self, variant: str, source: str = "") -> JobConfig:
+        """The labeling job of a variant; `source` begins the message about a wrong setting.
+
+        Raises EvaluationError for an unknown variant, ConfigError for its settings.
+        """
         if variant not in self.variants:
             raise EvaluationError(f"unknown variant '{variant}'; allowed: {', '.join(self.variants)}")
-        return validate(CLIPerConfig, merged(self.model, self.variants[variant]), f"variant '{variant}'")
+        content = {"segmenter": self.segmenter, "model": merged(self.model, self.variants[variant])}
+        return validate(JobConfig, content, f"{source}variant '{variant}'")
+
+    def settings(self, variant: str) -> CLIPerConfig:
+        """CLIPer's settings in a variant. Raises as `job` does, and ConfigError for another segmenter."""
+        return self.job(variant).cliper
 
 
 def load_benchmark(name: str) -> BenchmarkConfig:
@@ -54,11 +63,10 @@ def load_benchmark(name: str) -> BenchmarkConfig:
     path = find("benchmarks", name)
     config = validate(BenchmarkConfig, read_yaml(path), str(path))
     for variant in config.variants:
-        model = merged(config.model, config.variants[variant])
-        settings = validate(CLIPerConfig, model, f"{path}, variant '{variant}'")
-        if settings.labels.protocol != config.protocol:
+        model = config.job(variant, f"{path}, ").model
+        if isinstance(model, CLIPerConfig) and model.labels.protocol != config.protocol:
             raise ConfigError(
-                f"{path}: protocol is '{config.protocol}', but labels.protocol '{settings.labels.protocol}' in "
+                f"{path}: protocol is '{config.protocol}', but labels.protocol '{model.labels.protocol}' in "
                 f"variant '{variant}'; they must be the same"
             )
     return config

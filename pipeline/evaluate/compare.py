@@ -1,6 +1,5 @@
 """Compare two evaluations, and tabulate many."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -31,9 +30,7 @@ def find_results(run_uri: str, storage: Storage) -> list[Evaluated]:
         names = []
     folders = sorted({name.split("/")[0] for name in names})
     return [
-        Evaluated(
-            run_uri, join(root, folder), json.loads(storage.read(join(root, folder, protocol, "metrics.json")))
-        )
+        Evaluated(run_uri, join(root, folder), storage.read_json(join(root, folder, protocol, "metrics.json")))
         for folder in folders
         for protocol in PROTOCOLS
         if f"{folder}/{protocol}/metrics.json" in names
@@ -67,8 +64,8 @@ def _names(found: Sequence[Evaluated]) -> str:
 
 
 def compare(first: Evaluated, second: Evaluated, storage: Storage) -> tuple[Difference, str]:
-    """The difference second minus first, and a Markdown page with both side by side."""
-    ignore = tuple(json.loads(storage.read(join(first.folder, "evaluation.json")))["ignore_labels"])
+    """The difference second minus first, and a Markdown page of both side by side."""
+    ignore = tuple(storage.read_json(join(first.folder, "evaluation.json"))["ignore_labels"])
     a, b = (_counts(entry, storage) for entry in (first, second))
     if a.image_ids != b.image_ids:
         raise EvaluationError(f"{first.run_uri} and {second.run_uri} were evaluated on different images")

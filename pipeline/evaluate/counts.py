@@ -1,6 +1,5 @@
 """Count masks against the ground truth: a row of sparse counts per image, a file per shard, and their sum."""
 
-import io
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,13 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.boundary import boundary_counts
 from cliper.pipeline.evaluate.metrics import Ints, Labels, empty, evaluated, image_confusion
 from cliper.pipeline.run.masks import decode_png, unpack_mask
-from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.run.shards import shard_file, shard_name
 from cliper.pipeline.storage.backend import Storage, join
 
 Row = dict[str, Any]
@@ -41,8 +39,8 @@ COUNTS = pa.schema(
 
 
 def counts_file(shard: int) -> str:
-    """The path of a shard's counts, relative to the evaluation folder."""
-    return f"counts/shard-{shard:06d}.parquet"
+    """The counts of a shard, relative to the evaluation folder."""
+    return f"counts/{shard_name(shard)}"
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,7 @@ class ShardCounter:
             table = self.count_shard(shard)
         except EvaluationError as error:
             return 0, str(error)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.storage.write(join(self.folder, counts_file(shard)), buffer.getvalue())
+        self.storage.write_table(join(self.folder, counts_file(shard)), table)
         return len(table), None
 
     def count_shard(self, shard: int) -> pa.Table:
@@ -82,9 +78,8 @@ class ShardCounter:
 
         Images of the run that are not in the benchmark are skipped.
         """
-        with self.storage.open(join(self.run_uri, shard_file(shard))) as handle:
-            columns = ["image_id", "mask", "mask_codec", "status", "error_message"]
-            rows = pq.read_table(handle, columns=columns).to_pylist()
+        columns = ["image_id", "mask", "mask_codec", "status", "error_message"]
+        rows = self.storage.read_table(join(self.run_uri, shard_file(shard)), columns).to_pylist()
         known = [(name, row) for row in rows if (name := self.benchmark_id(row["image_id"])) is not None]
         uris = [join(self.truth_uri, self.truths[name]) for name, _ in known]
         truths = self.storage.read_many(uris, [None] * len(uris))

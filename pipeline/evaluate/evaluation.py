@@ -9,24 +9,20 @@ Counts are added as integers over images in the order of their ids, so a result 
 shards, actors or attempts.
 """
 
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.counts import COUNTS, Counts, ShardCounter, counts_file, merge, verify
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.run.folder import Run, class_names, differences
+from cliper.pipeline.run.shards import shards_in
 from cliper.pipeline.storage.backend import Storage, join
 
 COUNTS_VERSION = 1
-_SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,10 @@ class Evaluation:
 
 
 def read_counts(storage: Storage, folder: str) -> pa.Table:
-    """All counts in an evaluation folder: a table of COUNTS, sorted by image id."""
-    tables = [COUNTS.empty_table()]
-    for shard in sorted(counted_shards(storage, folder)):
-        with storage.open(join(folder, counts_file(shard))) as handle:
-            tables.append(pq.read_table(handle, schema=COUNTS))
-    return pa.concat_tables(tables).sort_by("image_id")
+    """All counts below an evaluation folder: a table of COUNTS, sorted by image id."""
+    shards = sorted(counted_shards(storage, folder))
+    tables = [storage.read_table(join(folder, counts_file(shard)), schema=COUNTS) for shard in shards]
+    return pa.concat_tables([COUNTS.empty_table(), *tables]).sort_by("image_id")
 
 
 def counted_shards(storage: Storage, folder: str) -> set[int]:
@@ -80,7 +74,7 @@ def counted_shards(storage: Storage, folder: str) -> set[int]:
         names = [name for name, _ in storage.list_files(join(folder, "counts"))]
     except FileNotFoundError:
         return set()
-    return {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+    return shards_in(names)
 
 
 def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) -> Evaluation:
@@ -103,9 +97,9 @@ def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) ->
     folder = join(run.uri, "evaluation", f"{prepared.benchmark}-{prepared.truth_form}")
     file = join(folder, "evaluation.json")
     try:
-        different = differences(json.loads(run.storage.read(file)), identity)
+        different = differences(run.storage.read_json(file), identity)
     except FileNotFoundError:
-        run.storage.write(file, json.dumps(identity, indent=1, ensure_ascii=False).encode())
+        run.storage.write_json(file, identity, indent=1)
         different = []
     if different:
         raise EvaluationError(
@@ -153,10 +147,8 @@ def check_summary(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_labeled(run: Run) -> None:
-    """Raise EvaluationError if the labeling run is not finished."""
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise EvaluationError(f"{run.uri} has no manifest; label first (cliper label --output {run.uri})")
+    """Raise EvaluationError if the labeling run is not finished, RunError if it has no manifest."""
+    manifest = run.manifest()
     pending = run.pending_shards(manifest)
     if pending:
         raise EvaluationError(

@@ -6,7 +6,6 @@ truth/IMAGE_ID.png    labels [H, W]: 0 = background, k = class k of the class li
 images/               only where images are cut (Cityscapes halves) or copied
 """
 
-import json
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -59,7 +58,7 @@ class Prepared:
 def open_prepared(uri: str, storage: Storage) -> Prepared:
     """Open the output of `prepare`. Raises DatasetError."""
     try:
-        content = json.loads(storage.read(join(uri, "dataset.json")))
+        content = storage.read_json(join(uri, "dataset.json"))
     except FileNotFoundError as error:
         raise DatasetError(
             f"{uri} holds no prepared benchmark (dataset.json); "

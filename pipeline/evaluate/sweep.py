@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
@@ -56,6 +55,15 @@ class Grid:
         """The swept values of each variant, in the order of CLIPer.sweep."""
         pairs = itertools.product(self.attention_thresholds, self.settings)
         return [{"attention_threshold": a, **s.model_dump(exclude={"protocol"})} for a, s in pairs]
+
+
+def require_scores(config: JobConfig) -> CLIPerConfig:
+    """The settings that a sweep starts from. Raises EvaluationError for a segmenter without scores to sweep."""
+    if not isinstance(config.model, CLIPerConfig):
+        raise EvaluationError(
+            f"the segmenter '{config.segmenter}' has no scores to sweep, only 'cliper' has; leave out --sweep"
+        )
+    return config.model
 
 
 def make_grid(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
@@ -112,7 +120,7 @@ class SweepShard:
         self.refusal: CliperError | None = None
         try:
             require_weights(cliper_identity, config, weights or {})
-            self.model = CLIPer.load(config.model, classes, device=device_of(config))
+            self.model = CLIPer.load(config.cliper, classes, device=device_of(config))
         except CliperError as error:
             self.refusal = error
 
@@ -132,7 +140,7 @@ class SweepShard:
 
     def _windows(self, rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         known = [row for row in rows if self.counter.benchmark_id(row["image_id"]) is not None]
-        size = self.config.model.batch_size
+        size = self.config.batch_size
         return (known[start : start + size] for start in range(0, len(known), size))
 
     def _count(self, window: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -154,9 +162,8 @@ class SweepShard:
         return decode(row["data"], self.config.max_pixels)
 
     def _write(self, shard: int, rows: list[dict[str, Any]]) -> None:
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, SWEEP_COUNTS), buffer, compression="zstd")
-        self.counter.storage.write(join(self.counter.folder, counts_file(shard)), buffer.getvalue())
+        table = pa.Table.from_pylist(rows, SWEEP_COUNTS)
+        self.counter.storage.write_table(join(self.counter.folder, counts_file(shard)), table)
 
 
 def sweep_shards(
@@ -184,10 +191,8 @@ def sweep_results(
     storage: Storage, folder: str, prepared: Prepared, grid: Grid, protocol: Protocol
 ) -> list[dict[str, Any]]:
     """The figures of every variant, the best mIoU first; also written to sweep.csv and sweep.md."""
-    tables = []
-    for shard in sorted(counted_shards(storage, folder)):
-        with storage.open(join(folder, counts_file(shard))) as handle:
-            tables.append(pq.read_table(handle, schema=SWEEP_COUNTS))
+    shards = sorted(counted_shards(storage, folder))
+    tables = [storage.read_table(join(folder, counts_file(shard)), schema=SWEEP_COUNTS) for shard in shards]
     table, index = pa.concat_tables([SWEEP_COUNTS.empty_table(), *tables]), prepared.index()
     rows = []
     for number, variant in enumerate(grid.variants()):

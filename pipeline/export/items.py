@@ -7,9 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.errors import ImageError, RunError
+from cliper.pipeline.errors import ImageError
 from cliper.pipeline.export.base import Exporter, Item, Plan
 from cliper.pipeline.export.images import in_mask_grid, size_of
 from cliper.pipeline.export.names import file_name
@@ -42,12 +41,7 @@ def read_items(
 
 
 def _entries(run: Run, shard: int) -> dict[str, Entry]:
-    manifest: Manifest | None = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(
-            f"{run.uri} has no complete manifest, so its images cannot be found; export without --images"
-        )
-    return {entry.image_id: entry for entry in manifest.read_shard(run.storage, run.uri, shard)}
+    return {entry.image_id: entry for entry in run.manifest().read_shard(run.storage, run.uri, shard)}
 
 
 def _items(

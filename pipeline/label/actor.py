@@ -4,7 +4,7 @@ Decoded pixels never leave the process: encoded images come in, encoded masks go
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,11 +25,11 @@ from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, HungWatch
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import pack_mask
-from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.run.schema import COLUMNS, class_entries
 from cliper.pipeline.telemetry import device_name, timed, watch_device
 
 if TYPE_CHECKING:
-    from cliper.model.labels import Segmentation
+    from cliper.model.segmentation import Segmentation
 
 WINDOW_PIXELS = 32_000_000  # decoded pixels handed to the model at once: 96 MB
 WINDOW_BATCHES = 4  # batches per call, so that images of equal size find each other
@@ -114,7 +114,7 @@ class SegmentShard:
 
         With `shard`, the images done so far are noted after each window.
         """
-        most = WINDOW_BATCHES * self.config.model.batch_size
+        most = WINDOW_BATCHES * self.config.batch_size
         items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
         encoding: list[Future[Row]] = []
@@ -212,22 +212,6 @@ class SegmentShard:
         if image is not None:
             known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
         return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
-
-
-def class_entries(found: "Segmentation", names: Sequence[str]) -> list[Row]:
-    """The `classes` column: one entry per label that occurs, in order."""
-    return [
-        {
-            "class_id": label,
-            "name": names[label - 1] if label else "background",
-            "pixels": int(found.pixels[label]),
-            "presence": float(found.presence[label - 1]) if label else None,
-            "mean_confidence": float(found.class_confidence[label]),
-            "p10_confidence": float(found.class_confidence_p10[label]),
-            "margin": float(found.class_margin[label]),
-        }
-        for label in np.flatnonzero(found.pixels).tolist()
-    ]
 
 
 def cut_windows(items: Iterable[Item], most: int) -> Iterator[list[Item]]:

@@ -90,7 +90,7 @@ def measure(
         run = Run(folder, Storage(), {})
         threads = max(1, int(config.resources.cpus_per_actor or cpus()))
         actor = SegmentShard(factory, config, classes, run, threads, "plan")
-        actor(table.slice(0, config.model.batch_size))  # libraries warm up on their first batch
+        actor(table.slice(0, config.batch_size))  # libraries warm up on their first batch
         forget_attempts(run.storage, run.uri, 0)  # nothing is committed here: it would pass for a death
         ready = time.perf_counter()
         labeled, seconds = [], []

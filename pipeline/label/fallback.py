@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 if TYPE_CHECKING:
-    from cliper.model.labels import Segmentation
+    from cliper.model.segmentation import Segmentation
 
 DEVICE_LOST = 70  # exit code of a process whose GPU answers nothing any more
 

@@ -17,7 +17,7 @@ from cliper.pipeline.run.folder import Run
 from cliper.pipeline.storage.backend import join
 
 if TYPE_CHECKING:
-    from cliper.model.labels import Segmentation
+    from cliper.model.segmentation import Segmentation
 
 
 @runtime_checkable

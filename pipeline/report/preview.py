@@ -2,6 +2,7 @@
 
 import base64
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,23 @@ from PIL import Image
 
 from cliper.model.class_text import class_lines
 from cliper.model.classes import ClassList
+from cliper.model.config import CLIPerConfig
 from cliper.model.errors import ClassListError, ConfigError
-from cliper.model.labels import Segmentation
 from cliper.model.resident import Resident
-from cliper.pipeline.config import JobConfig, validate
+from cliper.model.segmentation import Segmentation
+from cliper.pipeline.config import SHARED, JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
-from cliper.pipeline.label.actor import class_entries
+from cliper.pipeline.label.heatmaps import HasHeat
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.report.images import OVERLAY_SIDE, colour, mask_layer, picture
 from cliper.pipeline.report.page import render_page
 from cliper.pipeline.run.masks import encode_png
+from cliper.pipeline.run.schema import class_entries
 
 HEAT_MAPS = 12  # of the classes with the highest presence
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+Found = tuple[Segmentation, npt.NDArray[np.float32] | None]  # with the heat maps, if there are any
+
 _SIDE = 2 * OVERLAY_SIDE  # pixels, of the image shown
 
 
@@ -44,7 +51,7 @@ class Preview:
     image_id: str
     image: Decoded
     found: Segmentation
-    heat: npt.NDArray[np.float32]  # [K, h, w]: the scores that compete, 0 to 1
+    heat: npt.NDArray[np.float32] | None  # [K, h, w]: the scores that compete, 0 to 1; None: not shown
     choice: Choice
     settings: JobConfig
 
@@ -55,19 +62,25 @@ class Preview:
 
     @property
     def gates(self) -> bool:
-        """Whether the presence threshold affects the labels; see `segment_scores`."""
-        return self.settings.model.labels.protocol == "cliper"
+        """Whether the presence threshold takes part in the decision; see `segment_scores`."""
+        model = self.settings.model
+        return isinstance(model, CLIPerConfig) and model.labels.protocol == "cliper"
 
 
 class Previewer:
     """The networks of a configuration, loaded once. Stateless between calls."""
 
     def __init__(self, config: JobConfig) -> None:
-        """Load the weights. Raises ConfigError for any segmenter but CLIPer, and WeightsError."""
-        if config.segmenter != "cliper":
-            raise ConfigError(f"only the segmenter 'cliper' can be previewed, not '{config.segmenter}'")
-        self.config = config
-        self.resident = Resident(config.model)
+        """Load the weights. Raises ConfigError or WeightsError.
+
+        A segmenter other than CLIPer is loaded anew for every class list that differs from the last one.
+        """
+        self.kind, self.config = chosen(config)
+        if isinstance(self.config.model, CLIPerConfig):
+            self.resident = Resident(self.config.model)
+        else:
+            self.kind.identity(self.config)
+        self._load = lru_cache(maxsize=1)(lambda classes: self.kind.make(self.config, classes))
 
     def label(self, data: bytes, image_id: str, choice: Choice) -> Preview:
         """Label the bytes of an image file. `image_id` seeds FGC's noise; `cliper label` uses the file's name.
@@ -75,17 +88,31 @@ class Previewer:
         Raises ImageError, ConfigError or ClassListError.
         """
         settings = chosen_settings(self.config, choice)
-        model = self.resident.segmenter(settings.model, choice.classes)
         image = decode(data, settings.max_pixels, settings.input.truncated)
-        # Same batch as in `CLIPer.segment` for one image: the same sums, so the same mask.
-        batch = 1 if model.device.type == "cpu" else settings.model.batch_size
-        scores = model.scores([image.pixels] * batch, [image_id] * batch)
-        found = model.label(scores, 0, image.pixels.shape[:2])
-        return Preview(image_id, image, found, model.heat(scores).cpu().numpy(), choice, settings)
+        segment = self._segment_cliper if isinstance(settings.model, CLIPerConfig) else self._segment_other
+        found, heat = segment(settings, choice.classes, image.pixels, image_id)
+        return Preview(image_id, image, found, heat, choice, settings)
+
+    def _segment_cliper(self, settings: JobConfig, classes: ClassList, image: Pixels, image_id: str) -> Found:
+        model = self.resident.segmenter(settings.cliper, classes)
+        # The batch `CLIPer.segment` would make of one image: the same sums, so the same mask.
+        batch = 1 if model.device.type == "cpu" else settings.batch_size
+        scores = model.scores([image] * batch, [image_id] * batch)
+        return model.label(scores, 0, image.shape[:2]), model.heat(scores).cpu().numpy()
+
+    def _segment_other(self, settings: JobConfig, classes: ClassList, image: Pixels, image_id: str) -> Found:
+        segmenter = self._load(classes)
+        [found] = segmenter.segment([image], [image_id])
+        return found, segmenter.heat(image, image_id) if isinstance(segmenter, HasHeat) else None
 
 
 def chosen_settings(config: JobConfig, choice: Choice) -> JobConfig:
-    """The configuration with the user's choice applied. Raises ConfigError, which names the wrong setting."""
+    """The configuration with a person's choice put in. Raises ConfigError naming what is wrong.
+
+    Of the choice, a segmenter other than CLIPer takes the classes only.
+    """
+    if not isinstance(config.model, CLIPerConfig):
+        return config
     content = config.model_dump(mode="json")
     model = content["model"]
     model["prompts"]["background_words"] = list(choice.background_words)
@@ -122,15 +149,16 @@ def class_file(classes: ClassList) -> str:
 
 
 def config_file(settings: JobConfig) -> str:
-    """The YAML for `cliper label --config`, without resources, which depend on the machine."""
-    content = settings.model_dump(mode="json", exclude={"resources"})
+    """The YAML for `cliper label --config`; resources are the machine's matter and stay out."""
+    doubled = SHARED & type(settings.model).model_fields.keys()  # stands in `model` as well
+    content = settings.model_dump(mode="json", exclude={"resources", *doubled})
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
 def render_preview(preview: Preview) -> str:
     """The result as an HTML fragment with everything inline, downloads included."""
     order = np.argsort(-preview.found.presence, kind="stable").tolist()
-    shown = order[:HEAT_MAPS]
+    shown, heat = order[:HEAT_MAPS], preview.heat
     names, image = preview.choice.classes.names, preview.image
     size = image.pixels.shape[:2]
     return render_page(
@@ -139,8 +167,10 @@ def render_preview(preview: Preview) -> str:
             "image": _layers(preview),
             "caption": f"{image.width} x {image.height}, confidence {preview.found.confidence:.2f}",
             "rows": [_class_row(preview, k) for k in order],
-            "heats": [{"name": names[k], "map": _heat_map(preview.heat[k], size)} for k in shown],
-            "unshown": len(order) - len(shown),
+            "heats": [{"name": names[k], "map": _heat_map(heat[k], size)} for k in shown]
+            if heat is not None
+            else [],
+            "unshown": len(order) - len(shown) if heat is not None else 0,
             "files": [
                 ("config.yaml", _data_uri("text/yaml", config_file(preview.settings).encode())),
                 ("classes.txt", _data_uri("text/plain", class_file(preview.choice.classes).encode())),

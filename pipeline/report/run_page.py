@@ -48,7 +48,7 @@ def render_run(
     names = ["background", *class_names(run.identity)]
     rows = [_class_row(stats, label, names[label]) for label in (0, *_by_images(stats)) if stats.images[label]]
     left_out = collected.manifest.left_out.lines()
-    stored = json.loads(run.storage.read(join(run.uri, "run.json")))
+    stored = run.storage.read_json(join(run.uri, "run.json"))
     return render_page(
         "run_report.html",
         {

@@ -163,8 +163,8 @@ def collect(run: Run, sample: int) -> Collected:
 
 
 def choose_shards(manifest: Manifest, done: Sequence[int], sample: int) -> list[int]:
-    """All finished shards, or a random selection that reaches `sample` rows; in order."""
-    images = np.array([count for part in manifest.parts for count in part.images])
+    """All finished shards, or as many at random as reach `sample` rows; in order."""
+    images = np.array(manifest.counts)
     order = np.random.default_rng(0).permutation(np.array(done))
     before = np.cumsum(images[order]) - images[order]  # rows read before each shard
     return sorted(order[before < sample].tolist())

@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.run.shards import shard_number
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.run.status import shard_times
 
 BINS = 48
 _PAUSE = 20  # multiples of the usual time between two shards
@@ -37,10 +36,10 @@ def throughput(run: Run, manifest: Manifest) -> Throughput | None:
     The first shard only marks the start, because the start of its own work is not recorded. If a run folder is
     copied without preserving times, the times are those of the copy.
     """
-    times = finished_times(run)
+    times = {shard: when for shard, when in shard_times(run).items() if when}
     if len(times) < 2:
         return None
-    counts = np.array([count for part in manifest.parts for count in part.images])
+    counts = np.array(manifest.counts)
     shards = np.array(sorted(times, key=lambda shard: times[shard]))
     gaps = np.diff(np.array([times[shard] for shard in shards.tolist()]))
     limit = max(_SHORTEST_PAUSE, _PAUSE * float(np.median(gaps)))
@@ -63,10 +62,3 @@ def _rates(clock: npt.NDArray[np.float64], images: npt.NDArray[np.int64]) -> lis
     edges = np.linspace(0, clock[-1], min(BINS, len(clock)) + 1)
     at_edges = np.interp(edges, np.concatenate([[0.0], clock]), done)
     return (np.diff(at_edges) / np.diff(edges)).tolist()
-
-
-def finished_times(run: Run) -> dict[int, float]:
-    """The write time of each finished shard's file, in epoch seconds, by the store's clock."""
-    listed = run.storage.list_stored(join(run.uri, "labels"))
-    times = {shard_number(stored.name): stored.modified for stored in listed}
-    return {shard: when for shard, when in times.items() if shard is not None and when is not None}

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.masks import unpack_mask
-from cliper.pipeline.run.schema import COLUMNS, label_schema
+from cliper.pipeline.run.schema import file_version, label_schema, require_label_file
 from cliper.pipeline.run.shards import DIGEST, rows_digest, shard_file
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -77,13 +77,12 @@ def check_shard(job: ShardJob) -> ShardCheck:
 
 
 def read_labels(data: bytes) -> pa.Table:
-    """Read a label file, its page CRCs checked.
+    """Read a label file of any schema version so far, with the columns it has, its page CRCs checked.
 
-    Raises OSError or pyarrow's errors for damage, ValueError for other columns.
+    Raises OSError or pyarrow's errors for damage, ValueError for another kind of file or a newer version.
     """
     table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-    if not table.schema.equals(COLUMNS):
-        raise ValueError(f"not a label file: its columns are {', '.join(table.schema.names)}")
+    require_label_file(table.schema)
     return table
 
 
@@ -104,6 +103,8 @@ def _check_ids(check: ShardCheck, found: Sequence[str], expected: Sequence[str])
 def _check_identity(check: ShardCheck, table: pa.Table, job: ShardJob) -> None:
     stored, prints = table.schema.metadata or {}, set(table["run_fingerprint"].to_pylist())
     expected = label_schema(job.class_names, job.fingerprint, "", "").metadata
+    if file_version(table.schema) is not None:  # any version that read_labels accepts
+        expected |= {IDENTITY[0]: stored[IDENTITY[0]]}
     wrong = [key for key in IDENTITY if stored.get(key) != expected[key]]
     if wrong:
         check.add("wrong_identity", f"{wrong[0].decode()} is {stored.get(wrong[0])!r:.80}")

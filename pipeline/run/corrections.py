@@ -8,7 +8,6 @@ and who corrected it, when, and from which file. A person's word counts as confi
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from cliper.model.classes import mask_dtype
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
-from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.run.schema import COLUMNS, by_name, class_entries
 from cliper.pipeline.storage.backend import join
 
 Version = Literal["latest"] | int | None
@@ -109,38 +107,25 @@ def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int,
         if any(file.endswith(name) for file in files):
             return number, False
     version = max(known, default=0) + 1
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), buffer, compression="zstd")
-    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), buffer.getvalue())
+    table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
+    run.storage.write_table(join(run.uri, "corrections", f"v{version:04d}", name), table)
     return version, True
 
 
 def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:
     """A label row with the mask `labels` [height, width] and the statistics that follow from it."""
     names = class_names(run.identity)
-    grid = np.ascontiguousarray(labels.astype(mask_dtype(len(names))))
-    pixels = np.bincount(grid.ravel(), minlength=1)
-    certain = {"mean_confidence": 1.0, "p10_confidence": 1.0, "margin": 1.0}
-    classes = [
-        {
-            "class_id": label,
-            "name": names[label - 1] if label else "background",
-            "pixels": int(pixels[label]),
-            "presence": 1.0 if label else None,
-            **certain,
-        }
-        for label in np.flatnonzero(pixels).tolist()
-    ]
-    codec = row["mask_codec"]
-    sure = {"confidence": 1.0, "confidence_p10": 1.0, "margin": 1.0}
-    return dict(row) | pack_mask(grid, codec) | {"classes": classes} | sure
+    found = Segmentation.of(labels, len(names))  # without scores: every pixel is certain
+    return (
+        dict(row)
+        | pack_mask(found.labels, row["mask_codec"])
+        | {"classes": class_entries(found, names)}
+        | {"confidence": found.confidence, "confidence_p10": found.confidence_p10, "margin": found.margin}
+    )
 
 
 def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
-    tables = []
-    for name in names:
-        with run.storage.open(join(run.uri, "corrections", name)) as handle:
-            tables.append(pq.read_table(handle, schema=SCHEMA))
+    tables = [by_name(run.storage.read_table(join(run.uri, "corrections", name)), SCHEMA) for name in names]
     return pa.concat_tables(tables).sort_by("corrected_at")
 
 

@@ -20,6 +20,7 @@ from cliper.pipeline.errors import RunError, StorageError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, differences, identity_of
+from cliper.pipeline.run.schema import COLUMNS, by_name
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import READERS, failures_of
 from cliper.pipeline.storage.backend import join
@@ -98,7 +99,7 @@ def merge_into_shard(run: Run, block: pa.Table) -> pa.Table:
     """
     [shard] = block.column("shard").unique().to_pylist()
     try:
-        old = read_labels(run.storage.read(join(run.uri, shard_file(shard))))
+        old = by_name(read_labels(run.storage.read(join(run.uri, shard_file(shard)))), COLUMNS)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(shard, error) from error
     merged = merge_rows(old, block.drop_columns(["shard"]))

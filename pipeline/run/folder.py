@@ -9,7 +9,6 @@ labels/shard-000000.parquet   one file per finished shard (shards.py)
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,10 +16,11 @@ from importlib.metadata import version
 from typing import Any
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig
-from cliper.pipeline.corpus.manifest import Manifest
+from cliper.pipeline.config import SHARED, JobConfig
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.lease import LEASE_FILE
+from cliper.pipeline.run.shards import shards_in
 from cliper.pipeline.storage.backend import Storage, absolute, join
 
 # Settings that change how a run executes but not what it writes.
@@ -28,7 +28,6 @@ _NOT_IDENTITY = ("resources",)
 # Settings of the input that runs of before did not have: part of the identity only when they are used.
 _LATER_INPUT = {"include", "exclude", "any_name", "truncated", "skip_damaged"}
 _NAMED = 3  # differences that a refusal spells out
-_SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
 
 @dataclass(frozen=True)
@@ -54,12 +53,19 @@ class Run:
             names = [name for name, _ in self.storage.list_files(join(self.uri, "labels"))]
         except FileNotFoundError:
             return set()
-        return {int(match[1]) for name in names if (match := _SHARD_NAME.fullmatch(name))}
+        return shards_in(names)
 
     def pending_shards(self, manifest: Manifest) -> list[int]:
         """Shards still to do, in order."""
         done = self.done_shards()
         return [shard for shard in range(manifest.shards) if shard not in done]
+
+    def manifest(self) -> Manifest:
+        """The run's manifest. Raises RunError if the corpus was never listed to its end."""
+        manifest = read_manifest(self.storage, self.uri)
+        if manifest is None:
+            raise RunError(f"{self.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
+        return manifest
 
     def discard(self) -> None:
         """Remove run.json and the manifest of a run that has labeled nothing; other files are left alone."""
@@ -78,6 +84,8 @@ def identity_of(
     settings = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
     new = config.input.model_dump(mode="json", include=_LATER_INPUT, exclude_defaults=True)
     settings["input"] = {key: v for key, v in settings["input"].items() if key not in _LATER_INPUT} | new
+    doubled = [name for name in SHARED if name in settings["model"]]  # stands in `model`, as in version 0.1
+    settings = {key: value for key, value in settings.items() if key not in doubled}
     return {
         "cliper": version("cliper"),
         "input_uri": input_uri,
@@ -109,7 +117,7 @@ def begin_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
     """Create the run folder, or continue it if it is of the same identity. Raises as `check_folder` does."""
     if not check_folder(uri, storage, identity):
         content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
-        storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
+        storage.write_json(join(uri, "run.json"), content, indent=2)
     return Run(absolute(uri), storage, identity)
 
 
@@ -119,7 +127,7 @@ def check_folder(uri: str, storage: Storage, identity: Mapping[str, Any]) -> boo
     Raises RunError naming the first keys that differ, or if the folder holds something else.
     """
     try:
-        stored = json.loads(storage.read(join(uri, "run.json")))["identity"]
+        stored = storage.read_json(join(uri, "run.json"))["identity"]
     except FileNotFoundError:
         _refuse_foreign_folder(uri, storage)
         return False
@@ -150,7 +158,7 @@ def free_folder(uri: str, storage: Storage) -> str:
 def read_run(uri: str, storage: Storage) -> Run:
     """Open an existing run folder for reading. Raises RunError if it is none."""
     try:
-        return Run(absolute(uri), storage, json.loads(storage.read(join(uri, "run.json")))["identity"])
+        return Run(absolute(uri), storage, storage.read_json(join(uri, "run.json"))["identity"])
     except FileNotFoundError as error:
         raise RunError(f"{uri} is not a run folder: it has no run.json") from error
 

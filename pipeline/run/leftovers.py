@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest
-from cliper.pipeline.errors import RunError
+from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.run.attempts import attempted_shard
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.shards import shard_number
@@ -59,10 +58,8 @@ def judge(name: str, shards: int, done: Collection[int]) -> Orphan | None:
 
 
 def clean_run(run: Run) -> Iterator[Orphan]:
-    """Remove the orphans that cliper wrote, and yield each. Raises RunError or StorageError."""
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
+    """Remove the orphans that are ours, and yield each. Raises RunError or StorageError."""
+    manifest = run.manifest()
     for orphan in [*orphan_files(run, manifest, run.done_shards()), *orphan_uploads(run)]:
         if orphan.ours:
             remove_orphan(run, orphan)

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cliper.pipeline.errors import FilterError
+from cliper.pipeline.errors import FilterError, RunError
 from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, with_corrections
 from cliper.pipeline.run.folder import Run, class_names
-from cliper.pipeline.run.schema import COLUMNS
+from cliper.pipeline.run.schema import COLUMNS, by_name, label_columns, require_label_file
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.storage.backend import join
 
@@ -112,16 +112,26 @@ def read_tables(
 
 def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter, corrected: pa.Table) -> pa.Table:
     if len(corrected):
-        table = with_corrections(file.read(), corrected)
+        table = with_corrections(_read(file, COLUMNS.names), corrected)
         return table.take(keep.rows(table.select(METADATA))).select(columns)
     if keep == ALL_ROWS:
-        return file.read(columns)
-    metadata = file.read(list(METADATA))
+        return _read(file, columns)
+    metadata = _read(file, METADATA)
     places = keep.rows(metadata)
     light = [name for name in columns if name != "mask"]
     if len(light) == len(columns) or not len(places):
         return metadata.select(light).take(places)
-    return file.read(columns).take(places)
+    return _read(file, columns).take(places)
+
+
+def _read(file: pq.ParquetFile, columns: Sequence[str]) -> pa.Table:
+    """Columns of a label file that an older version may have written: nulls for those it lacks."""
+    try:
+        require_label_file(file.schema_arrow)
+    except ValueError as error:
+        raise RunError(f"a file of the run's labels cannot be read: {error}; `cliper verify` names it") from error
+    there = [name for name in columns if name in file.schema_arrow.names]
+    return by_name(file.read(there), label_columns(columns))
 
 
 def _suggest(name: str, known: Sequence[str]) -> str:

@@ -1,14 +1,22 @@
-"""The Arrow schema of a label shard. One row per image; what failed is a row with its reason."""
+"""The Arrow schema of a label shard. One row per image; what failed is a row with its reason.
+
+The schema may grow: a new column is nullable, is named in SINCE, and raises SCHEMA_VERSION. Readers choose columns
+by name and fill those that an older file lacks with nulls.
+"""
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cliper.model.classes import ignore_value
+from cliper.model.segmentation import Segmentation
 
 SCHEMA_VERSION = 1
+SINCE: dict[str, int] = {}  # columns that came after version 1: the version that added each
+_VERSION = b"cliper.schema_version"  # file metadata
 
 
 def _field(name: str, kind: pa.DataType, meaning: str, nullable: bool = True) -> pa.Field:
@@ -53,6 +61,45 @@ COLUMNS = pa.schema(
 )
 
 
+def file_version(schema: pa.Schema) -> int | None:
+    """The schema version that a label file was written with; None if it does not say."""
+    stored = (schema.metadata or {}).get(_VERSION, b"").decode()
+    return int(stored) if stored.isdecimal() else None
+
+
+def require_label_file(schema: pa.Schema) -> None:
+    """Raise ValueError for a file of a newer version, or without a column that its version has."""
+    version = file_version(schema) or 1
+    if version > SCHEMA_VERSION:
+        raise ValueError(
+            f"it has schema version {version}; this cliper reads up to {SCHEMA_VERSION}: install a newer one"
+        )
+    lacking = [name for name in COLUMNS.names if name not in schema.names and SINCE.get(name, 1) <= version]
+    if lacking:
+        raise ValueError(
+            f"not a label file: it has no column {lacking[0]}; its columns are {', '.join(schema.names)}"
+        )
+
+
+def by_name(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema`, chosen from a table by name and cast; nulls where the table has none.
+
+    The table's metadata is kept. Raises pyarrow's ArrowInvalid for values that do not fit.
+    """
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
+
+
+def label_columns(names: Sequence[str]) -> pa.Schema:
+    """COLUMNS, reduced to `names` in their order. Raises KeyError for a name that is not one of them."""
+    return pa.schema([COLUMNS.field(name) for name in names])
+
+
 def label_schema(class_names: Sequence[str], fingerprint: str, mask_codec: str, model: str) -> pa.Schema:
     """COLUMNS with the file's metadata: class table, ignore value, schema version, fingerprint, HF features.
 
@@ -68,6 +115,22 @@ def label_schema(class_names: Sequence[str], fingerprint: str, mask_codec: str, 
         "huggingface": json.dumps({"info": {"features": hf_features(mask_codec)}}),
     }
     return COLUMNS.with_metadata(metadata)
+
+
+def class_entries(found: Segmentation, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The `classes` column: one entry per label that occurs, in order."""
+    return [
+        {
+            "class_id": label,
+            "name": names[label - 1] if label else "background",
+            "pixels": int(found.pixels[label]),
+            "presence": float(found.presence[label - 1]) if label else None,
+            "mean_confidence": float(found.class_confidence[label]),
+            "p10_confidence": float(found.class_confidence_p10[label]),
+            "margin": float(found.class_margin[label]),
+        }
+        for label in np.flatnonzero(found.pixels).tolist()
+    ]
 
 
 def hf_features(mask_codec: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import re
 import time
 from collections import Counter
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,16 +28,26 @@ FAILURES = b"cliper.failures"  # file metadata: JSON, error_type to number of ro
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
 
 
+def shard_name(shard: int) -> str:
+    """The name of a shard's file, in every folder that has one per shard; it depends on the number alone."""
+    return f"shard-{shard:06d}.parquet"
+
+
 def shard_file(shard: int) -> str:
-    """The file of a shard, relative to the run folder; it depends on the shard's number alone."""
-    return f"labels/shard-{shard:06d}.parquet"
+    """The label file of a shard, relative to the run folder."""
+    return f"labels/{shard_name(shard)}"
 
 
 def shard_number(name: str) -> int | None:
-    """The shard of a file in labels/, or None if it is not the file of one."""
+    """The shard of a file of that name, or None: `shard-0000003.parquet` belongs to no shard."""
     match = _SHARD_NAME.fullmatch(name)
     number = None if match is None else int(match[1])
-    return number if number is not None and shard_file(number) == f"labels/{name}" else None
+    return number if number is not None and shard_name(number) == name else None
+
+
+def shards_in(names: Iterable[str]) -> set[int]:
+    """The shards that have a file among these names."""
+    return {shard for shard in map(shard_number, names) if shard is not None}
 
 
 def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest
+from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, attempted_shard
@@ -67,7 +67,7 @@ def read_status(run: Run, failures: bool = True) -> Status:
     manifest = read_manifest(run.storage, run.uri)
     holder = read_holder(run)
     working = holder is not None and holder.lives() is not False
-    sizes = {} if manifest is None else shard_sizes(manifest)
+    sizes = {} if manifest is None else dict(enumerate(manifest.counts))
     times = {shard: time for shard, time in shard_times(run).items() if shard in sizes}
     images, done = sum(sizes.values()), sum(sizes[shard] for shard in times)
     rate = recent_rate(sizes, times, _epoch(holder.since) if holder is not None and working else 0.0)
@@ -94,11 +94,6 @@ def _state(listed: bool, working: bool, done: bool) -> str:
     if not listed:
         return "listing" if working else "not listed"
     return "running" if working else "done" if done else "stopped"
-
-
-def shard_sizes(manifest: Manifest) -> dict[int, int]:
-    """The number of images of every shard."""
-    return dict(enumerate(count for part in manifest.parts for count in part.images))
 
 
 def shard_times(run: Run) -> dict[int, float]:

@@ -18,8 +18,8 @@ from multiprocessing import get_context
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, read_manifest, refuse_collisions
-from cliper.pipeline.errors import InputError, RunError, StorageError
+from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, refuse_collisions
+from cliper.pipeline.errors import InputError, StorageError
 from cliper.pipeline.parallel import cpus, map_ahead
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
@@ -97,9 +97,7 @@ def verify_run(run: Run, processes: int | None = None) -> Report:
     Memory: a few shards per process, one part of the manifest, and 8 bytes per image. Raises RunError if there is
     no manifest, StorageError where the store refuses access.
     """
-    manifest = read_manifest(run.storage, run.uri)
-    if manifest is None:
-        raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
+    manifest = run.manifest()
     report = Report(manifest.shards, manifest.images)
     done = run.done_shards()
     wanted = processes or cpus()

@@ -6,6 +6,7 @@ Writes are atomic: a reader sees a whole file or none. Remote operations are tri
 
 import errno
 import io
+import json
 import os
 import tempfile
 import uuid
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError
@@ -151,6 +154,27 @@ class Storage:
                 filesystem.pipe_file(path, data)
 
         self.operate(uri, put)
+
+    def read_json(self, uri: str) -> Any:
+        """Return what a JSON file holds. Raises as `operate` does, and ValueError for other content."""
+        return json.loads(self.read(uri))
+
+    def write_json(self, uri: str, content: Any, indent: int | None = None) -> None:
+        """Write a JSON file in UTF-8, as `write` does."""
+        self.write(uri, json.dumps(content, indent=indent, ensure_ascii=False).encode())
+
+    def read_table(
+        self, uri: str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
+    ) -> pa.Table:
+        """Return a Parquet file, or some of its columns. Raises as `operate` does, and pyarrow's errors."""
+        with self.open(uri) as handle:
+            return pq.read_table(handle, columns=columns, schema=schema)
+
+    def write_table(self, uri: str, table: pa.Table) -> None:
+        """Write a Parquet file (zstd), as `write` does."""
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        self.write(uri, buffer.getvalue())
 
     @contextmanager
     def create(self, uri: str) -> Iterator[BinaryIO]:

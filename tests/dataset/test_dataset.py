@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from cliper.model.labels import Segmentation
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.dataset import Example, MaskDataset, Share, split

@@ -133,7 +133,7 @@ def test_mistakes_in_a_config_are_named(tmp_path):
         ({"protocol": "mmseg"}, "protocol is 'mmseg', but labels.protocol 'cliper'"),
         (
             {"variants": {"whole": {"fusion": {"size": 3}}}},
-            "variant 'whole': unknown key 'fusion.size'; allowed here: short",
+            "variant 'whole': unknown key 'model.fusion.size'; allowed here: short",
         ),
         ({"thresholds": 1}, "unknown key 'thresholds'; allowed here: benchmark, backbone"),
     ]:

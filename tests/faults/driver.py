@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from cliper.model.labels import Segmentation
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.label.segmenters import SEGMENTERS
 from tests.support.fakes import Brightness, kind
 

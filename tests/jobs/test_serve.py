@@ -177,7 +177,7 @@ def test_impossible_choices_are_refused(previewer: Previewer) -> None:
         chosen_settings(load_config("vit-b-16-clip-only"), choice(THINGS))
     with pytest.raises(ImageError, match="not one of JPEG"):
         previewer.label(b"<html>", "a", choice(THINGS))
-    with pytest.raises(ConfigError, match="only the segmenter 'cliper'"):
+    with pytest.raises(ConfigError, match="unknown segmenter 'mine'"):
         Previewer(JobConfig(segmenter="mine"))
 
 

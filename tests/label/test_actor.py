@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cliper.model.labels import Segmentation
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Truncated
 from cliper.pipeline.corpus.load import load_entries

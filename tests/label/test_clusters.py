@@ -18,7 +18,7 @@ from cliper.jobs.cli import app
 from cliper.jobs.common import Resources, execute, with_overrides
 from cliper.jobs.retry import retry_failed
 from cliper.jobs.session import ray_session
-from cliper.model.config import CLIPerConfig
+from cliper.model.config import CLIPerConfig, Settings
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.label.job import Job, open_job
@@ -71,7 +71,9 @@ def placed_job(
 ) -> tuple[Job, Placed]:
     """The job of `cliper label` up to the flow, with a segmenter that records its node."""
     placed = Placed(str(folder / "placed"), seconds)
-    monkeypatch.setitem(SEGMENTERS, "placed", SegmenterKind(placed, lambda config: {}, lambda config: "placed"))
+    monkeypatch.setitem(
+        SEGMENTERS, "placed", SegmenterKind(Settings, placed, lambda config: {}, lambda config: "placed")
+    )
     content = {"segmenter": "placed", "shard": {"images": 4}, "resources": {"threads": 0} | resources}
     config = with_overrides(JobConfig.model_validate(content), Resources())
     job = open_job(str(corpus), str(folder / "run"), config, CLASSES, Storage(), None, session.wants_gpu)
@@ -84,7 +86,7 @@ def test_label_and_retry(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with ray_session(verbose=False, wait=30) as session:
         job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, cpus_per_actor=1)
         execute(job, session)
-        assert job.config.model.dtype == "float16"
+        assert job.config.dtype == "float16"
         (here.corpus / "broken.jpg").unlink()
         failed = find_failed(job.run, job.manifest)
         progress = retry_failed(job, failed, session)
@@ -142,7 +144,7 @@ def test_actors_on_cpus_in_spite_of_gpus(here: Here, monkeypatch: pytest.MonkeyP
             monkeypatch, here.corpus, tmp_path, session, device="cpu", cpus_per_actor=1, actors=2
         )
         execute(job, session)
-    assert job.config.model.dtype == "float32"
+    assert job.config.dtype == "float32"
     assert [note["gpus"] for note in placed.notes] == [[], []]
 
 

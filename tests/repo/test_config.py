@@ -29,7 +29,7 @@ def test_every_backbone_has_both_forms() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modle: {}", "unknown key 'modle'; allowed here: segmenter, model, input"),
+        ("modle: {}", "unknown key 'modle'; allowed here: segmenter, batch_size, dtype, model, input"),
         (
             "model: {fusion: {short_sid: 3}}",
             "unknown key 'model.fusion.short_sid'; allowed here: short_side, attention",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cliper.jobs.report import report
 from cliper.model.classes import ClassList
-from cliper.model.labels import Segmentation
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.decode import upright
 from cliper.pipeline.corpus.manifest import Manifest, Part, read_manifest
@@ -42,7 +42,7 @@ from tests.conftest import S3Server
 from tests.support import benchmark_trees as trees
 from tests.support.browser import PHONE, Watched, browser_page, needs_chromium, open_file, violations
 from tests.support.direct import label_directly
-from tests.support.fakes import Brightness, brightness_labels, jpeg, segmentation, write_corpus
+from tests.support.fakes import Brightness, brightness_labels, jpeg, write_corpus
 
 STORAGE = Storage()
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -57,7 +57,7 @@ class Unsure(Brightness):
         return [self._unsure(image) for image in images]
 
     def _unsure(self, image: np.ndarray) -> Segmentation:
-        found = segmentation(brightness_labels(image), self.classes)
+        found = Segmentation.of(brightness_labels(image), self.classes)
         confidence = ((np.arange(self.classes + 1) * 0.13 + image.mean() / 90) % 1).astype(np.float32)
         values = np.where(found.pixels > 0, confidence, np.nan).astype(np.float32)
         mean = float(confidence[1])

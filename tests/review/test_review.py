@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from cliper.jobs.cli import app
 from cliper.model.classes import ClassList
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
 from cliper.pipeline.dataset import MaskDataset
 from cliper.pipeline.errors import CliperError, ReviewError, RunError
@@ -23,7 +24,7 @@ from cliper.pipeline.run.rows import RowFilter, read_tables
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import PHOTOS, S3Server
 from tests.dataset.test_dataset import make_run
-from tests.support.fakes import CLASSES, Brightness, brightness_labels, segmentation, write_corpus
+from tests.support.fakes import CLASSES, Brightness, brightness_labels, write_corpus
 
 WHEN = "2026-03-01T12:00:00.000000Z"
 NAMES = CLASSES.names
@@ -33,7 +34,7 @@ class Halves(Brightness):
     """Another model: the upper half is class 1, the lower half class 2, so that brightness disagrees."""
 
     def segment(self, images: Any, image_ids: Any) -> Any:
-        return [segmentation(self.halves(image), self.classes) for image in images]
+        return [Segmentation.of(self.halves(image), self.classes) for image in images]
 
     @staticmethod
     def halves(image: np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ class Rare(Brightness):
         for image, image_id in zip(images, image_ids, strict=True):
             number = int(image_id[-9:-4])
             labels = np.full(image.shape[:2], 3 if number == 7 else 2, np.uint8)
-            found.append(replace(segmentation(labels, self.classes), margin=number / 100))
+            found.append(replace(Segmentation.of(labels, self.classes), margin=number / 100))
         return found
 
 

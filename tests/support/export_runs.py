@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cliper.model.classes import ClassList, mask_dtype
-from cliper.model.labels import Segmentation
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import upright
 from cliper.pipeline.export.base import Plan
@@ -22,7 +22,6 @@ from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.rows import RowFilter, read_tables
 from cliper.pipeline.storage.backend import Storage
 from tests.support.direct import label_directly
-from tests.support.fakes import segmentation
 from tools.scenes import CLASSES as SCENE_CLASSES
 from tools.scenes import SEEDS, make_scenes
 
@@ -99,8 +98,8 @@ class Scripted:
         self.masks, self.classes = masks, classes
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
-        found = [segmentation(self.masks[image_id], self.classes) for image_id in image_ids]
-        # A different confidence for every image, so that filters can select.
+        found = [Segmentation.of(self.masks[image_id], self.classes) for image_id in image_ids]
+        # A confidence of its own for every image, so that filters have something to choose.
         shares = [zlib.crc32(image_id.encode()) % 100 / 100 for image_id in image_ids]
         return [replace(one, confidence=share, margin=share / 2) for one, share in zip(found, shares, strict=True)]
 

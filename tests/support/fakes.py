@@ -12,7 +12,8 @@ from PIL import Image
 
 from benchmarks.measure import resident
 from cliper.model.classes import ClassList
-from cliper.model.labels import Segmentation
+from cliper.model.config import Settings
+from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.label.segmenters import SegmenterKind
 
@@ -24,14 +25,6 @@ def brightness_labels(image: np.ndarray) -> np.ndarray:
     return (image[..., 0] >> 6).astype(np.uint8)
 
 
-def segmentation(labels: np.ndarray, classes: int) -> Segmentation:
-    """A Segmentation with the given labels and confidence 1."""
-    pixels = np.bincount(labels.ravel(), minlength=classes + 1)
-    ones = np.where(pixels > 0, 1.0, np.nan).astype(np.float32)
-    presence = (pixels[1:] > 0).astype(np.float32)
-    return Segmentation(labels, presence, pixels, ones, ones, ones, 1.0, 1.0, 1.0)
-
-
 class Brightness:
     """Labels by brightness; a stand-in that is fast and whose every pixel a test can predict."""
 
@@ -39,7 +32,7 @@ class Brightness:
         self.classes = len(classes)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
-        return [segmentation(brightness_labels(image), self.classes) for image in images]
+        return [Segmentation.of(brightness_labels(image), self.classes) for image in images]
 
 
 class Keeping(Brightness):
@@ -77,7 +70,8 @@ class Fragile(Brightness):
 
 
 def kind(segmenter: type[Brightness]) -> SegmenterKind:
-    return SegmenterKind(segmenter, lambda config: {"fake": segmenter.__name__}, lambda config: segmenter.__name__)
+    name = segmenter.__name__
+    return SegmenterKind(Settings, segmenter, lambda config: {"fake": name}, lambda config: name)
 
 
 def jpeg(seed: int, size: tuple[int, int] = (64, 48)) -> bytes:
