@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import typer
-import yaml
 
 from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
@@ -131,11 +130,3 @@ def parse_duration(text: str) -> float:
 def with_preset(config: JobConfig, name: str) -> JobConfig:
     """The config with the changes of a preset (cliper_model/presets.py). Raises ConfigError."""
     return config.model_copy(update={"model": apply_preset(config.model, name)})
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Parse KEY=VALUE pairs; values are YAML scalars (true, 3, text). Raises ConfigError."""
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise ConfigError("--storage-option expects KEY=VALUE, e.g. --storage-option anon=true")
-    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}

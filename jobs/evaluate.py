@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from cliper.jobs.common import (
     AcceleratorType,
@@ -18,14 +17,14 @@ from cliper.jobs.common import (
     Resources,
     WaitForResources,
     parse_duration,
-    parse_options,
     run_tasks,
     with_overrides,
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
+from cliper.jobs.storage_options import parse_options
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import JobConfig, load_classes
+from cliper.pipeline.config import JobConfig, load_classes, parse_yaml
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
 from cliper.pipeline.evaluate.compare import compare, matching, table
@@ -92,7 +91,11 @@ def evaluate(
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
     storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+        list[str] | None,
+        Opt(
+            help="Setting of the store, or a file of them; repeat for more",
+            metavar="KEY=VALUE|@FILE",
+        ),
     ] = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
@@ -276,7 +279,7 @@ def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
         name, separator, listed = text.partition("=")
         if not separator or not listed:
             raise ConfigError(f"--sweep '{text}': expected SETTING=A,B,..., e.g. background_threshold=0.2,0.3")
-        values[name] = [yaml.safe_load(value) for value in listed.split(",")]
+        values[name] = [parse_yaml(value, name) for value in listed.split(",")]
     return values
 
 

@@ -15,7 +15,6 @@ from cliper.jobs.common import (
     WaitForResources,
     execute,
     parse_duration,
-    parse_options,
     with_overrides,
     with_preset,
 )
@@ -34,6 +33,7 @@ from cliper.jobs.input_options import (
 )
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
+from cliper.jobs.storage_options import parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import free_folder
@@ -63,7 +63,11 @@ def label(
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
+        list[str] | None,
+        Opt(
+            help="Setting of the store, or a file of them; repeat for more",
+            metavar="KEY=VALUE|@FILE",
+        ),
     ] = None,
     keep_heatmaps: Annotated[
         int | None,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import parse_options
 from cliper.pipeline.evaluate.prepare.write import prepare as write_prepared
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.storage.backend import Storage
@@ -32,7 +32,11 @@ def prepare(
     allow_partial: Annotated[bool, Opt("--allow-partial", help="Accept fewer images than published")] = False,
     copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,
     storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+        list[str] | None,
+        Opt(
+            help="Setting of the store, or a file of them; repeat for more",
+            metavar="KEY=VALUE|@FILE",
+        ),
     ] = None,
 ) -> None:
     """Check a downloaded benchmark and write its list of images and its ground truth to OUT."""

@@ -15,12 +15,12 @@ from cliper.jobs.common import (
     Resources,
     WaitForResources,
     parse_duration,
-    parse_options,
     run_tasks,
     with_overrides,
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
+from cliper.jobs.storage_options import parse_options
 from cliper.pipeline.config import pick
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
@@ -51,7 +51,11 @@ def retry(
     accelerator_type: AcceleratorType = None,
     wait_for_resources: WaitForResources = "0",
     storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+        list[str] | None,
+        Opt(
+            help="Setting of the store, or a file of them; repeat for more",
+            metavar="KEY=VALUE|@FILE",
+        ),
     ] = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:

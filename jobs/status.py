@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.status import Status, read_status
 from cliper.pipeline.storage.backend import Storage
@@ -18,7 +18,11 @@ def status(
     json_output: Annotated[bool, Opt("--json", help="Print JSON")] = False,
     quick: Annotated[bool, Opt("--quick", help="List names only; do not read what failed")] = False,
     storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
+        list[str] | None,
+        Opt(
+            help="Setting of the store, or a file of them; repeat for more",
+            metavar="KEY=VALUE|@FILE",
+        ),
     ] = None,
 ) -> None:
     """Show what of RUN is done, how fast, what failed, when it will end, and who works on it.

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Timer
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,14 @@ from cliper.pipeline.run.schema import COLUMNS
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.storage.backend import join
 
+SQL_SECONDS = 30.0  # for one condition over one shard
+# A condition reads the rows and nothing else: no files, no network, no variables of this process.
+_SQL_SETTINGS = (
+    "enable_external_access = false",
+    "python_enable_replacements = false",
+    "memory_limit = '1GB'",
+    "lock_configuration = true",
+)
 STATUSES = ("ok", "failed", "poison")
 METADATA = tuple(name for name in COLUMNS.names if name != "mask")
 
@@ -139,15 +148,28 @@ def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
         raise FilterError("SQL conditions need DuckDB: pip install 'cliper[export]'") from error
     rows = metadata.append_column("_place", pa.array(np.arange(len(metadata)), pa.int64()))
     connection = duckdb.connect()
-    connection.execute("SET enable_external_access = false")  # a condition reads the rows and nothing else
+    stop = Timer(SQL_SECONDS, connection.interrupt)
     try:
-        connection.register("rows", rows)
-        found = connection.execute(f"SELECT _place FROM rows WHERE ({condition}\n) ORDER BY _place")
-        return found.fetchnumpy()["_place"].astype(np.int64)
-    except duckdb.Error as error:
-        reason = str(error).splitlines()[0]
+        for setting in _SQL_SETTINGS:
+            connection.execute(f"SET {setting}")
+        stop.start()
+        # One expression and nothing else: text that closes a parenthesis or goes on after it does not parse.
+        holds = duckdb.SQLExpression(condition)
+        return (
+            connection.from_arrow(rows)
+            .filter(holds)
+            .select("_place")
+            .order("_place")
+            .fetchnumpy()["_place"]
+            .astype(np.int64)
+        )
+    except duckdb.InterruptException as error:
+        raise FilterError(f"the condition '{condition:.200}' takes more than {SQL_SECONDS:g} s a shard") from error
+    except (duckdb.Error, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise FilterError(
-            f"the condition '{condition}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
+            f"the condition '{condition:.200}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
         ) from error
     finally:
+        stop.cancel()
         connection.close()

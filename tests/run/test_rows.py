@@ -164,3 +164,32 @@ def test_sql_without_duckdb_says_how_to_get_it(run: Run, monkeypatch: pytest.Mon
 
 def test_metadata_is_everything_but_the_mask() -> None:
     assert set(COLUMNS.names) - set(METADATA) == {"mask"}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "true) OR (true",
+        "true); DROP TABLE rows; --",
+        "status = 'ok') UNION ALL SELECT 0 FROM (SELECT 1",
+        "true, false",
+        "true ORDER BY image_id",
+        "image_id IN (SELECT content FROM read_text('/etc/hostname'))",
+        "image_id IN (SELECT image_id FROM 'labels/*.parquet')",
+        "EXISTS (SELECT 1 FROM secret_table)",
+    ],
+)
+def test_a_condition_stays_inside_its_query(run: Run, condition: str) -> None:
+    import pandas as pd  # DuckDB would find a variable of this process by its name
+
+    secret_table = pd.DataFrame({"a": [1]})
+    assert len(secret_table) == 1
+    with pytest.raises(FilterError, match="is not valid SQL here"):
+        rows(run, RowFilter(where=condition))
+
+
+def test_a_condition_has_limited_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliper.pipeline.run.rows.SQL_SECONDS", 1.0)
+    endless = "(SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 7) > width"
+    with pytest.raises(FilterError, match="takes more than 1 s"):
+        rows(run, RowFilter(where=endless))
