@@ -14,6 +14,7 @@ from cliper.model.presets import preset as apply_preset
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.reader import torn_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +38,10 @@ WaitForResources = Annotated[
 
 def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) -> None:
     """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
-    shards = job.run.pending_shards(job.manifest)
+    torn = torn_shards(job.run, job.manifest)
+    if torn:
+        say(f"{len(torn)} label files are cut off or another's, the first of shard {torn[0]}: labeled again")
+    shards = sorted({*job.run.pending_shards(job.manifest), *torn})
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
     already = f", {done} of them done" if done else ""
     say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")

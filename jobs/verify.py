@@ -9,6 +9,7 @@ from cliper.jobs.storage_options import parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
+from cliper.pipeline.run.reader import set_aside
 from cliper.pipeline.run.verify import KINDS, Report, verify_run
 from cliper.pipeline.storage.backend import Storage
 
@@ -21,6 +22,10 @@ def verify(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     clean: Annotated[
         bool, Opt("--clean", help="First remove what interrupted writes left: temporary files, uploads, attempts")
+    ] = False,
+    repair: Annotated[
+        bool,
+        Opt("--repair", help="Set damaged and foreign label files aside, for `cliper label` to write them again"),
     ] = False,
     json_file: Annotated[
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
@@ -36,8 +41,8 @@ def verify(
 ) -> None:
     """Check that every image of RUN is in exactly one row, and that every row is as it was written.
 
-    Exit code 0: the run is whole. 1: it is not, or not finished; what is wrong is listed. Only --clean changes
-    anything, and then only files whose names are cliper's own.
+    Exit code 0: the run is whole. 1: it is not, or not finished; what is wrong is listed. --clean and
+    --repair change something, and only files whose names are cliper's own.
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     if clean:
@@ -46,6 +51,13 @@ def verify(
                 print(f"removed {orphan.file}: {orphan.reason}")
     report = verify_run(opened, processes)
     print_report(report)
+    if repair and (broken := report.broken_shards):
+        with hold(opened.uri, opened.storage):
+            for old, new in set_aside(opened, broken):
+                print(f"moved     {old} to {new}")
+        print("repair    run the 'cliper label' command of this run again: it labels what was moved")
+    elif report.broken_shards:
+        print(f"repair    'cliper verify --repair {opened.uri}' sets them aside, 'cliper label' writes them")
     if json_file is not None:
         json_file.write_text(report.to_json(), encoding="utf-8")
     if not report.whole:

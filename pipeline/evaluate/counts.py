@@ -1,6 +1,5 @@
 """Counts of masks against the ground truth: a row of sparse counts per image, a file per shard, and their sum."""
 
-import io
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.errors import EvaluationError, RunError
 from cliper.pipeline.evaluate.boundary import boundary_counts
 from cliper.pipeline.evaluate.metrics import Ints, Labels, empty, evaluated, image_confusion
+from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import decode_png, unpack_mask
-from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import sealed_table
 
 Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def counts_file(shard: int) -> str:
 class ShardCounter:
     """Counts committed shards of a run. A stage of the flow; holds no model and imports none."""
 
-    run_uri: str
+    run: Run
     folder: str  # of the evaluation
     truth_uri: str  # of the prepared benchmark
     storage: Storage = field(repr=False)
@@ -70,11 +70,9 @@ class ShardCounter:
     def _attempt(self, shard: int) -> tuple[int, str | None]:
         try:
             table = self.count_shard(shard)
-        except EvaluationError as error:
+        except (EvaluationError, RunError) as error:
             return 0, str(error)
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.storage.write(join(self.folder, counts_file(shard)), buffer.getvalue())
+        self.storage.write(join(self.folder, counts_file(shard)), sealed_table(table, compression="zstd"))
         return len(table), None
 
     def count_shard(self, shard: int) -> pa.Table:
@@ -82,9 +80,8 @@ class ShardCounter:
 
         Images of the run that are not in the benchmark are left out.
         """
-        with self.storage.open(join(self.run_uri, shard_file(shard))) as handle:
-            columns = ["image_id", "mask", "mask_codec", "status", "error_message"]
-            rows = pq.read_table(handle, columns=columns).to_pylist()
+        with open_shard(self.run, shard) as file:
+            rows = file.read(["image_id", "mask", "mask_codec", "status", "error_message"]).to_pylist()
         known = [(name, row) for row in rows if (name := self.benchmark_id(row["image_id"])) is not None]
         uris = [join(self.truth_uri, self.truths[name]) for name, _ in known]
         truths = self.storage.read_many(uris, [None] * len(uris))

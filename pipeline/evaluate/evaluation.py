@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import EvaluationError
@@ -24,6 +23,7 @@ from cliper.pipeline.evaluate.counts import COUNTS, Counts, ShardCounter, counts
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 
 COUNTS_VERSION = 1
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
@@ -44,7 +44,7 @@ class Evaluation:
         index = self.prepared.index()
         truths = dict(zip(index.column("image_id").to_pylist(), index.column("truth").to_pylist(), strict=True))
         return ShardCounter(
-            run_uri=self.run.uri,
+            run=self.run,
             folder=folder or self.folder,
             truth_uri=self.prepared.uri,
             storage=self.run.storage,
@@ -69,9 +69,16 @@ def read_counts(storage: Storage, folder: str) -> pa.Table:
     """All counts below an evaluation folder: a table of COUNTS, sorted by image id."""
     tables = [COUNTS.empty_table()]
     for shard in sorted(counted_shards(storage, folder)):
-        with storage.open(join(folder, counts_file(shard))) as handle:
-            tables.append(pq.read_table(handle, schema=COUNTS))
+        tables.append(read_counts_file(storage, join(folder, counts_file(shard)), COUNTS))
     return pa.concat_tables(tables).sort_by("image_id")
+
+
+def read_counts_file(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
+    """The counts of one shard. Raises EvaluationError for a damaged file."""
+    try:
+        return read_sealed(storage.read(uri), schema)
+    except (DamagedFileError, FileNotFoundError) as error:
+        raise EvaluationError(f"{uri} is damaged ({error}); remove it and count again") from error
 
 
 def counted_shards(storage: Storage, folder: str) -> set[int]:
@@ -107,6 +114,8 @@ def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) ->
     except FileNotFoundError:
         run.storage.write(file, json.dumps(identity, indent=1, ensure_ascii=False).encode())
         different = []
+    except ValueError as error:
+        raise EvaluationError(f"{file} is damaged; remove {folder}, and the same command counts again") from error
     if different:
         raise EvaluationError(
             f"{folder} holds counts of another evaluation: {'; '.join(different)}. "

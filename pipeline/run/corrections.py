@@ -8,7 +8,6 @@ and who corrected it, when, and from which file. A person's word counts as confi
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cliper.model.classes import mask_dtype
 from cliper.pipeline.errors import RunError
@@ -25,6 +23,7 @@ from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed, sealed_table
 
 Version = Literal["latest"] | int | None
 
@@ -97,22 +96,27 @@ def overlay(table: pa.Table, corrected: pa.Table) -> pa.Table:
 def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     """Store rows of SCHEMA as the next version; returns (version, whether it is new).
 
-    The same corrections again are found by their hash and not stored twice. Two people who store at the same
-    moment may share a version number; their files have different names, so nothing is lost.
+    Rows that are in force as they are, or older than those in force, change nothing and are not stored: if no
+    other is left, the latest version is returned.
     """
-    content = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: str(row["image_id"])):
-        content.update(repr((row["image_id"], row["corrected_by"], row["source"])).encode())
-        content.update(row["mask"]["bytes"])
-    name, known = f"{content.hexdigest()[:16]}.parquet", versions(run)
-    for number, files in known.items():
-        if any(file.endswith(name) for file in files):
-            return number, False
-    version = max(known, default=0) + 1
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), buffer, compression="zstd")
-    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), buffer.getvalue())
+    current = read_corrections(run).rows
+    names = ("image_id", "corrected_at", "corrected_by")
+    state = {row["image_id"]: row for row in current.select([*names, "mask"]).to_pylist()}
+    new = [row for row in rows if _is_later(row, state.get(row["image_id"]))]
+    if not new:
+        return max(versions(run), default=0), False
+    version = max(versions(run), default=0) + 1
+    data = sealed_table(pa.Table.from_pylist([dict(row) for row in new], SCHEMA), compression="zstd")
+    name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), data)
     return version, True
+
+
+def _is_later(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Whether a correction replaces the one in force: a later annotation, or another mask at the same time."""
+    if before is None or row["corrected_at"] != before["corrected_at"]:
+        return before is None or row["corrected_at"] > before["corrected_at"]
+    return bool(row["mask"]["bytes"] != before["mask"]["bytes"] or row["corrected_by"] != before["corrected_by"])
 
 
 def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:
@@ -139,13 +143,17 @@ def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[
 def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
     tables = []
     for name in names:
-        with run.storage.open(join(run.uri, "corrections", name)) as handle:
-            tables.append(pq.read_table(handle, schema=SCHEMA))
-    return pa.concat_tables(tables).sort_by("corrected_at")
+        place = join(run.uri, "corrections", name)
+        try:
+            tables.append(read_sealed(run.storage.read(place), SCHEMA))
+        except (DamagedFileError, FileNotFoundError) as error:
+            raise RunError(f"{place} is damaged ({error}); remove it and apply its review again") from error
+    return pa.concat_tables(tables)
 
 
 def _last_of_each_image(tables: Sequence[pa.Table]) -> pa.Table:
-    """Of several corrections of an image, the one of the last version."""
+    """Of several corrections of an image, the one made last; of one time, that of the last version."""
     rows = pa.concat_tables(tables)
+    rows = rows.take(pc.sort_indices(rows, [("corrected_at", "ascending")]))  # stable: versions stay in order
     last = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
     return rows.take(pa.array(sorted(last.values()), pa.int64()))

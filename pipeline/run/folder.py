@@ -119,12 +119,10 @@ def check_folder(uri: str, storage: Storage, identity: Mapping[str, Any]) -> boo
     Raises RunError naming the first keys that differ, or if the folder holds something else.
     """
     try:
-        stored = json.loads(storage.read(join(uri, "run.json")))["identity"]
+        stored = _stored_identity(uri, storage)
     except FileNotFoundError:
         _refuse_foreign_folder(uri, storage)
         return False
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{join(uri, 'run.json')} is not a run's identity; choose another output") from error
     different = list(differences(stored, identity))
     if different:
         more = len(different) - _NAMED
@@ -150,9 +148,26 @@ def free_folder(uri: str, storage: Storage) -> str:
 def read_run(uri: str, storage: Storage) -> Run:
     """Open an existing run folder for reading. Raises RunError if it is none."""
     try:
-        return Run(absolute(uri), storage, json.loads(storage.read(join(uri, "run.json")))["identity"])
-    except FileNotFoundError as error:
+        return Run(absolute(uri), storage, _stored_identity(uri, storage))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{uri} is not a run folder: it has no run.json") from error
+
+
+def _stored_identity(uri: str, storage: Storage) -> dict[str, Any]:
+    """The identity in run.json. Raises RunError for a damaged file, FileNotFoundError without one."""
+    file = join(uri, "run.json")
+    try:
+        content = json.loads(storage.read(file))
+        identity: dict[str, Any] = content["identity"]
+        known = content.get("fingerprint", "")
+        class_names(identity)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{file} is damaged, or not a run's identity; restore it, or choose another output"
+        ) from error
+    if known and known != fingerprint(identity):
+        raise RunError(f"{file} is damaged: its identity is not {known}; restore it, or choose another output")
+    return identity
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

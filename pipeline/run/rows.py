@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from cliper.pipeline.errors import FilterError
 from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, overlay
 from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.reader import labeled_shards, open_shard
 from cliper.pipeline.run.schema import COLUMNS
-from cliper.pipeline.run.shards import shard_file
-from cliper.pipeline.storage.backend import join
 
 SQL_SECONDS = 30.0  # for one condition over one shard
 # A condition reads the rows and nothing else: no files, no network, no variables of this process.
@@ -107,13 +106,13 @@ def read_tables(
 
     Holds one shard at a time. Masks are not read where no row of a shard passes; shards without such a row
     yield nothing. `corrections` (of read_corrections) take the place of the model's rows before the filter.
-    Raises FilterError, see RowFilter.check.
+    Raises FilterError, see RowFilter.check, or RunError for a damaged or foreign file.
     """
     keep.check(class_names(run.identity))
     wanted = list(COLUMNS.names if columns is None else columns)
-    for shard in sorted(run.done_shards()) if shards is None else shards:
-        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            table = _read_shard(pq.ParquetFile(handle), wanted, keep, corrections.of_shard(shard))
+    for shard in labeled_shards(run) if shards is None else shards:
+        with open_shard(run, shard) as file:
+            table = _read_shard(file, wanted, keep, corrections.of_shard(shard))
         if len(table):
             yield table
 
