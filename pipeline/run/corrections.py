@@ -27,6 +27,7 @@ from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed, sealed
 
 Version = Literal["latest"] | int | None
 
+_WHICH = ["image_id", "corrected_at", "corrected_by", "mask"]
 _FILE = re.compile(r"v(\d{4,})/[0-9a-f]{16}\.parquet")
 
 SCHEMA = pa.schema(
@@ -96,15 +97,15 @@ def overlay(table: pa.Table, corrected: pa.Table) -> pa.Table:
 def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     """Store rows of SCHEMA as the next version; returns (version, whether it is new).
 
-    Rows that are in force as they are, or older than those in force, change nothing and are not stored: if no
-    other is left, the latest version is returned.
+    Rows that are stored already, or older than the image's correction in force, are not stored. If no other is
+    left, the version that holds the first of them, or the latest, is returned.
     """
-    current = read_corrections(run).rows
-    names = ("image_id", "corrected_at", "corrected_by")
-    state = {row["image_id"]: row for row in current.select([*names, "mask"]).to_pylist()}
-    new = [row for row in rows if _is_later(row, state.get(row["image_id"]))]
+    stored, newest = _stored(run)
+    new = [row for row in rows if _key(row) not in stored and not _is_older(row, newest)]
     if not new:
-        return max(versions(run), default=0), False
+        return next(
+            (stored[_key(row)] for row in rows if _key(row) in stored), max(versions(run), default=0)
+        ), False
     version = max(versions(run), default=0) + 1
     data = sealed_table(pa.Table.from_pylist([dict(row) for row in new], SCHEMA), compression="zstd")
     name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
@@ -112,11 +113,26 @@ def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int,
     return version, True
 
 
-def _is_later(row: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
-    """Whether a correction replaces the one in force: a later annotation, or another mask at the same time."""
-    if before is None or row["corrected_at"] != before["corrected_at"]:
-        return before is None or row["corrected_at"] > before["corrected_at"]
-    return bool(row["mask"]["bytes"] != before["mask"]["bytes"] or row["corrected_by"] != before["corrected_by"])
+def _stored(run: Run) -> tuple[dict[tuple[Any, ...], int], dict[str, Any]]:
+    """Every stored correction with its version, and the latest time of each image."""
+    stored: dict[tuple[Any, ...], int] = {}
+    newest: dict[str, Any] = {}
+    for version, names in versions(run).items():
+        for row in (
+            _read_version(run, names).select(["image_id", "corrected_at", "corrected_by", "mask"]).to_pylist()
+        ):
+            stored.setdefault(_key(row), version)
+            newest[row["image_id"]] = max(row["corrected_at"], newest.get(row["image_id"], row["corrected_at"]))
+    return stored, newest
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    digest = hashlib.sha256(row["mask"]["bytes"]).hexdigest()
+    return row["image_id"], row["corrected_at"], row["corrected_by"], digest
+
+
+def _is_older(row: Mapping[str, Any], newest: Mapping[str, Any]) -> bool:
+    return row["image_id"] in newest and row["corrected_at"] < newest[row["image_id"]]
 
 
 def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:

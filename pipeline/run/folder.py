@@ -109,6 +109,7 @@ def open_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
     """Create the run folder, or continue it if it is of the same identity. Raises as `check_folder` does."""
     if not check_folder(uri, storage, identity):
         content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
+        content["digest"] = _digest(content)
         storage.write(join(uri, "run.json"), json.dumps(content, indent=2, ensure_ascii=False).encode())
     return Run(absolute(uri), storage, identity)
 
@@ -159,15 +160,17 @@ def _stored_identity(uri: str, storage: Storage) -> dict[str, Any]:
     try:
         content = json.loads(storage.read(file))
         identity: dict[str, Any] = content["identity"]
-        known = content.get("fingerprint", "")
+        known, digest = content.get("fingerprint", ""), content.pop("digest", None)
         class_names(identity)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{file} is damaged, or not a run's identity; restore it, or choose another output"
-        ) from error
-    if known and known != fingerprint(identity):
-        raise RunError(f"{file} is damaged: its identity is not {known}; restore it, or choose another output")
+        raise RunError(f"{file} is damaged, or is not a run's identity; choose another output") from error
+    if (known and known != fingerprint(identity)) or (digest is not None and digest != _digest(content)):
+        raise RunError(f"{file} is damaged: it is not what was written; restore it, or choose another output")
     return identity
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -235,7 +235,7 @@ def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 8)
     damaged = label_directly(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, CLASSES, Unsure)
     (tmp_path / "run" / "labels" / "shard-000000.parquet").write_bytes(b"PAR1 no longer")
-    with pytest.raises(RunError, match=r"labels/shard-000000.parquet of .* cannot be read"):
+    with pytest.raises(RunError, match=r"labels/shard-000000.parquet of .* is damaged"):
         write_run_report(damaged, str(tmp_path / "page.html"), 100)
 
 
