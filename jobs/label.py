@@ -75,7 +75,10 @@ def label(
     ] = None,
     max_failures: Annotated[
         str | None,
-        Opt(help="Stop with exit code 1 when more images fail: a number, or a share like 5%", metavar="N|P%"),
+        Opt(
+            help="Stop with exit code 1 when more images fail: a number or share; default: all of the first 100",
+            metavar="N|P%",
+        ),
     ] = None,
     format: Format = None,
     image_column: ImageColumn = None,
@@ -104,7 +107,7 @@ def label(
     settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size)
     settings = with_input(settings, reading)
     class_list = classes_for(classes, settings)
-    limit = None if max_failures is None else FailureLimit.parse(max_failures)
+    limit = FailureLimit() if max_failures is None else FailureLimit.parse(max_failures)
     wait = parse_duration(wait_for_resources)
     storage = Storage(parse_options(storage_option or []))
     if new_run:

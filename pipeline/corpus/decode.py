@@ -135,7 +135,9 @@ def pixels_claimed(data: bytes) -> int:
             if image.format == "TIFF":
                 return max(page.width * page.height for page in tiff.pages(data))
             return image.width * image.height
-    except Exception:  # `decode` reports what is wrong
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # `decode` reports what is wrong; a panic of a decoder in Rust is no Exception
         return 0
 
 

@@ -18,11 +18,12 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cliper.pipeline.errors import StorageError
+from cliper.pipeline.errors import StorageError, text_of
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
+    forbids,
     is_transient,
     refuses_keys,
     with_retries,
@@ -135,7 +136,8 @@ class Storage:
 
         results = fetch_with_retries(fetch, len(uris))
         errors = [result for result in results if isinstance(result, Exception)]
-        unreachable = len(errors) == len(uris) > 1 and all(is_transient(error) for error in errors)
+        none = len(errors) == len(uris)
+        unreachable = none and len(uris) > 1 and all(is_transient(error) or forbids(error) for error in errors)
         for uri, result in zip(uris, results, strict=True):
             if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
                 raise refusal(uri, result) from result
@@ -360,7 +362,7 @@ def refusal(uri: str, error: Exception) -> StorageError:
 
 def explain(error: Exception) -> str:
     """One line on what a storage error means and what to check."""
-    reason = (str(error).splitlines() or [""])[0][:300]
+    reason = (text_of(error).splitlines() or [""])[0][:300]
     hints = {
         "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",
         "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --storage-option anon=true",

@@ -1,0 +1,54 @@
+"""Check what a segmenter returns before it becomes a row of status ok."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cliper.pipeline.errors import ImageError
+
+if TYPE_CHECKING:
+    from cliper.model.labels import Segmentation
+
+_FEW = 8  # labels up to which counting them one by one is faster than counting all at once
+_ROUNDING = 1e-3
+
+
+def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> None:
+    """Raise ImageError of kind `wrong_result` unless `found` is the result of an image of `size` (height, width).
+
+    Labels are integers [height, width] from 0 to `classes`, `pixels` counts them, presence is [classes],
+    statistics per class are [classes + 1], and every score that goes into a row is between 0 and 1.
+    """
+    labels = found.labels
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != size:
+        what = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise ImageError("wrong_result", f"labels are {what}, not integers {size}")
+    if int(labels.min()) < 0 or int(labels.max()) > classes:
+        raise ImageError("wrong_result", f"labels are {labels.min()} to {labels.max()}; the list has {classes}")
+    _check_counts(labels, _array(found.pixels, "pixels", classes + 1))
+    present = np.flatnonzero(found.pixels)
+    scores = [_array(found.presence, "presence", classes)[present[present > 0] - 1]]
+    for name in ("class_confidence", "class_confidence_p10", "class_margin"):
+        scores.append(_array(getattr(found, name), name, classes + 1)[present])
+    scores.append(np.array([found.confidence, found.confidence_p10, found.margin], dtype=np.float64))
+    values = np.concatenate(scores)
+    if not np.all((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)):
+        bad = values[~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING))][0]
+        raise ImageError("wrong_result", f"a score is {bad:g}; scores are 0 to 1")
+
+
+def _array(values: Any, name: str, length: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != (length,) or array.dtype.kind not in "iuf":
+        raise ImageError("wrong_result", f"{name} is {array.dtype} {array.shape}, not numbers ({length},)")
+    return array
+
+
+def _check_counts(labels: np.ndarray, pixels: np.ndarray) -> None:
+    present = np.flatnonzero(pixels).tolist()
+    if len(present) > _FEW:
+        right = np.array_equal(np.bincount(labels.ravel(), minlength=len(pixels)), pixels)
+    else:
+        right = pixels.sum() == labels.size and all(np.count_nonzero(labels == k) == pixels[k] for k in present)
+    if not right:
+        raise ImageError("wrong_result", "`pixels` does not count the labels")
