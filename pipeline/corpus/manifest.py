@@ -36,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),  # first byte inside `uri`, for members of a tar
         pa.field("row", pa.int64()),  # row inside `uri`, for images stored in Parquet
         pa.field("group", pa.int32()),  # row group of `row`
+        pa.field("stamp", pa.string()),  # see Entry; null in manifests of before
         pa.field("shard", pa.int32(), nullable=False),
     ]
 )

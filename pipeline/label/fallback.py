@@ -86,7 +86,7 @@ def attempt(
     try:
         found = [*itertools.islice(segmenter.segment(images, image_ids), len(images) + 1)]
         if len(found) == len(images):
-            return found
+            return [*found]
         count = "more" if len(found) > len(images) else str(len(found))
         failure = ImageError("wrong_result", f"the segmenter returned {count} results for {len(images)} images")
     except Exception as error:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.model.labels import Segmentation
 from cliper.pipeline.config import JobConfig
-from cliper.pipeline.errors import ImageError, text_of
+from cliper.pipeline.errors import ImageError, RunError, TooManyFailuresError, text_of
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.results import refuse_wrong
 from cliper.pipeline.run.attempts import Attempts, attempts_file
@@ -172,3 +174,23 @@ def test_a_hang_is_charged_at_once_and_then_alone(tmp_path: Path, monkeypatch: p
         second = begin()
         assert second.deaths == {"hang.jpg": expected}
     assert second.is_poison("hang.jpg")
+
+
+def test_a_corpus_is_never_listed_into_a_run_with_labels(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus", 10)
+    run = label_small(tmp_path / "corpus", tmp_path / "run")
+    Path(run.uri, "manifest", "index.json").unlink()
+    write_corpus(tmp_path / "corpus", 20)
+    with pytest.raises(RunError, match="holds labels, but its list of images .* is gone"):
+        label_small(tmp_path / "corpus", tmp_path / "run")
+    assert run.done_shards() == {0, 1}
+
+
+@pytest.mark.parametrize(("failed", "stops"), [(99, False), (100, True)])
+def test_a_hundred_failures_in_a_row_stop_by_default(failed: int, stops: bool) -> None:
+    progress = RunProgress(1000, 0)
+    kinds = ["unreadable"] * failed
+    progress.add({"shard": 0, "images": 100, "failures": kinds})
+    with pytest.raises(TooManyFailuresError, match="all of the first 100") if stops else nullcontext():
+        FailureLimit().check(progress)
+    FailureLimit.parse("100%").check(progress)
