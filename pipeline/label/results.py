@@ -10,14 +10,13 @@ if TYPE_CHECKING:
     from cliper.model.labels import Segmentation
 
 _FEW = 8  # labels up to which counting them one by one is faster than counting all at once
-_ROUNDING = 1e-3
 
 
 def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> None:
     """Raise ImageError of kind `wrong_result` unless `found` is the result of an image of `size` (height, width).
 
     Labels are integers [height, width] from 0 to `classes`, `pixels` counts them, presence is [classes],
-    statistics per class are [classes + 1], and every score that goes into a row is between 0 and 1.
+    statistics per class are [classes + 1], and presence and confidence are finite where they go into a row.
     """
     labels = found.labels
     if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != size:
@@ -27,14 +26,12 @@ def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> 
         raise ImageError("wrong_result", f"labels are {labels.min()} to {labels.max()}; the list has {classes}")
     _check_counts(labels, _array(found.pixels, "pixels", classes + 1))
     present = np.flatnonzero(found.pixels)
-    scores = [_array(found.presence, "presence", classes)[present[present > 0] - 1]]
-    for name in ("class_confidence", "class_confidence_p10", "class_margin"):
+    _array(found.class_margin, "class_margin", classes + 1)
+    scores = [_array(found.presence, "presence", classes), [found.confidence, found.confidence_p10]]
+    for name in ("class_confidence", "class_confidence_p10"):
         scores.append(_array(getattr(found, name), name, classes + 1)[present])
-    scores.append(np.array([found.confidence, found.confidence_p10, found.margin], dtype=np.float64))
-    values = np.concatenate(scores)
-    if not np.all((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)):
-        bad = values[~((values >= -_ROUNDING) & (values <= 1 + _ROUNDING))][0]
-        raise ImageError("wrong_result", f"a score is {bad:g}; scores are 0 to 1")
+    if not np.all(np.isfinite(np.concatenate(scores))):
+        raise ImageError("wrong_result", "presence or confidence is not a finite number")
 
 
 def _array(values: Any, name: str, length: int) -> np.ndarray:

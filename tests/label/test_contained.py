@@ -67,8 +67,8 @@ HURTS = {
     "negative": (changed(labels=label(-1, np.int16)), "wrong_result", "labels are -1 to -1"),
     "counts": (changed(pixels=np.array([1, 2, 3, 4])), "wrong_result", "does not count the labels"),
     "statistics": (changed(class_margin=np.zeros(2)), "wrong_result", "class_margin is"),
-    "not a number": (changed(confidence=float("nan")), "wrong_result", "a score is nan"),
-    "score": (changed(confidence_p10=7.0), "wrong_result", "a score is 7"),
+    "not a number": (changed(confidence=float("nan")), "wrong_result", "not a finite number"),
+    "presence": (changed(presence=np.full(3, np.inf, np.float32)), "wrong_result", "not a finite number"),
 }
 
 
