@@ -22,7 +22,7 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, load_classes, parse_yaml
 from cliper.pipeline.errors import EvaluationError
@@ -90,13 +90,7 @@ def evaluate(
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Measure masks against a benchmark's ground truth: mIoU and everything around it.

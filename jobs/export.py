@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.model.errors import ConfigError
 from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.folder import class_names, read_run
@@ -41,13 +41,7 @@ def export(
     ] = None,
     corrections: Annotated[str, Opt(help="Reviewed masks: latest, none, or a version number")] = "latest",
     workers: Annotated[int | None, Opt(min=1, help="Processes, a shard each; default: one per CPU")] = None,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write the masks of RUN to OUTPUT in another tool's format.
 

@@ -33,7 +33,7 @@ from cliper.jobs.input_options import (
 )
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import free_folder
@@ -62,13 +62,7 @@ def label(
     accelerator_type: AcceleratorType = None,
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
     keep_heatmaps: Annotated[
         int | None,
         Opt(min=0, help="Write heat maps of the first N images (of the first shard at most)", metavar="N"),
@@ -76,7 +70,7 @@ def label(
     max_failures: Annotated[
         str | None,
         Opt(
-            help="Stop with exit code 1 when more images fail: a number or share; default: all of the first 100",
+            help="Stop with exit code 1 when more images fail than N or P%; default: all of 100",
             metavar="N|P%",
         ),
     ] = None,

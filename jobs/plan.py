@@ -19,7 +19,7 @@ from cliper.jobs.input_options import (
     UriColumn,
     with_input,
 )
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config, pick
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import list_entries, no_images
@@ -51,13 +51,7 @@ def plan(
     any_name: AnyName = False,
     truncated: Truncated = None,
     skip_damaged: SkipDamaged = False,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Label a sample of INPUT here and estimate the whole: run it on the kind of machine you will pay for.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 
 Opt = typer.Option
 
@@ -16,13 +16,7 @@ def report(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     output: Annotated[str | None, Opt(help="Default: RUN/report/index.html", metavar="FILE")] = None,
     sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _SAMPLE,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
 

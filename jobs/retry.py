@@ -20,7 +20,7 @@ from cliper.jobs.common import (
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import pick
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
@@ -50,13 +50,7 @@ def retry(
     cpus_per_actor: CpusPerActor = None,
     accelerator_type: AcceleratorType = None,
     wait_for_resources: WaitForResources = "0",
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Compute the failed rows of RUN again, with the settings the run was made with, and put them in their place.

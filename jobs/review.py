@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.run.corrections import versions
 from cliper.pipeline.run.folder import Run, class_names, read_run
@@ -21,10 +21,6 @@ review = typer.Typer(
 
 Opt = typer.Option
 RunFolder = Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")]
-StorageOption = Annotated[
-    list[str] | None,
-    Opt(help="Setting of the store, or a file of them; repeat for more", metavar="KEY=VALUE|@FILE"),
-]
 
 
 @review.command()

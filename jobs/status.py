@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.status import Status, read_status
 from cliper.pipeline.storage.backend import Storage
@@ -17,13 +17,7 @@ def status(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     json_output: Annotated[bool, Opt("--json", help="Print JSON")] = False,
     quick: Annotated[bool, Opt("--quick", help="List names only; do not read what failed")] = False,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Show what of RUN is done, how fast, what failed, when it will end, and who works on it.
 

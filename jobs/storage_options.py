@@ -8,11 +8,18 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from cliper.jobs.session import say
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import parse_yaml
+
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Setting of the store, or a file of them; repeat for more", metavar="KEY=VALUE|@FILE"),
+]
 
 SECRET = frozenset(
     {

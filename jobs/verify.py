@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.storage_options import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
@@ -31,13 +31,7 @@ def verify(
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
     ] = None,
     processes: Annotated[int | None, Opt(min=1, help="Reading processes; default: one per CPU")] = None,
-    storage_option: Annotated[
-        list[str] | None,
-        Opt(
-            help="Setting of the store, or a file of them; repeat for more",
-            metavar="KEY=VALUE|@FILE",
-        ),
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Check that every image of RUN is in exactly one row, and that every row is as it was written.
 

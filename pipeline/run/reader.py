@@ -14,7 +14,7 @@ from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.shards import DIGEST, SHARD, shard_file, shard_number
 from cliper.pipeline.storage.backend import join
-from cliper.pipeline.storage.sealed import DamagedFileError, open_sealed, tail_is_whole
+from cliper.pipeline.storage.sealed import WHOLE, DamagedFileError, open_sealed, tail_is_whole
 
 READERS = 16  # files read at once: they wait for storage
 TAIL = 32 << 10  # bytes: the end of a label file, its footer included
@@ -24,15 +24,15 @@ _WORDS = re.compile(r"\s+")
 
 
 @contextmanager
-def open_shard(run: Run, shard: int, whole: bool = False) -> Iterator[pq.ParquetFile]:
+def open_shard(run: Run, shard: int, whole: bool = False, most: int = WHOLE) -> Iterator[pq.ParquetFile]:
     """A finished shard's file; what is read from it inside the block is checked.
 
-    `whole`: check every byte, also of a large file. Raises RunError that names the file and what to do, if it is
-    missing, damaged, of another run, or the file of another shard.
+    `whole`: check every byte, also of a large file; `most` 0: for the footer alone, read nothing else. Raises
+    RunError that names the file and what to do, if it is missing, damaged, of another run, or of another shard.
     """
     try:
         with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            file = open_sealed(handle, whole)
+            file = open_sealed(handle, whole, most)
             _check_owner(file, run, shard)
             yield file
     except FileNotFoundError as error:
@@ -63,7 +63,7 @@ def shard_digests(run: Run, shards: Sequence[int]) -> list[str]:
     """What stands for the rows of each shard: the digest in its file's footer. Raises as `open_shard` does."""
 
     def one(shard: int) -> str:
-        with open_shard(run, shard) as file:
+        with open_shard(run, shard, most=0) as file:
             return (file.metadata.metadata or {}).get(DIGEST, b"").decode()
 
     with ThreadPoolExecutor(READERS) as pool:

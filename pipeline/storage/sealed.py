@@ -58,14 +58,14 @@ def _sealed(data: bytes) -> bytes:
     return body + _filled(footer, hashlib.sha256(footer).hexdigest(), digests[1]) + end
 
 
-def open_sealed(handle: Any, whole: bool = False) -> pq.ParquetFile:
+def open_sealed(handle: Any, whole: bool = False, most: int = WHOLE) -> pq.ParquetFile:
     """Open a Parquet file of ours from a seekable binary handle, its seal checked; pages are checked when read.
 
-    Files of at most WHOLE bytes, or all with `whole`, are read into memory and checked to the last byte. Raises
+    Files of at most `most` bytes, or all with `whole`, are read into memory and checked to the last byte. Raises
     DamagedFileError or what pyarrow raises.
     """
     size = handle.seek(0, io.SEEK_END)
-    if whole or size <= WHOLE:
+    if whole or size <= most:
         handle.seek(0)
         data = handle.read()
         check_seal(data)

@@ -13,8 +13,11 @@ import pytest
 from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.model.labels import Segmentation
 from cliper.pipeline.config import JobConfig
+from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import ImageError, RunError, TooManyFailuresError, text_of
 from cliper.pipeline.label.actor import SegmentShard
+from cliper.pipeline.label.job import _list_new
 from cliper.pipeline.label.results import refuse_wrong
 from cliper.pipeline.run.attempts import Attempts, attempts_file
 from cliper.pipeline.run.verify import verify_run
@@ -182,7 +185,7 @@ def test_a_corpus_is_never_listed_into_a_run_with_labels(tmp_path: Path) -> None
     Path(run.uri, "manifest", "index.json").unlink()
     write_corpus(tmp_path / "corpus", 20)
     with pytest.raises(RunError, match="holds labels, but its list of images .* is gone"):
-        label_small(tmp_path / "corpus", tmp_path / "run")
+        _list_new(run, iter([Entry("a", "/a")]), JobConfig(), LeftOut())
     assert run.done_shards() == {0, 1}
 
 
