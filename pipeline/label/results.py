@@ -27,7 +27,8 @@ def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> 
     _check_counts(labels, _array(found.pixels, "pixels", classes + 1))
     present = np.flatnonzero(found.pixels)
     _array(found.class_margin, "class_margin", classes + 1)
-    scores = [_array(found.presence, "presence", classes), [found.confidence, found.confidence_p10]]
+    overall = _array([found.confidence, found.confidence_p10], "confidence", 2)
+    scores = [_array(found.presence, "presence", classes), overall]
     for name in ("class_confidence", "class_confidence_p10"):
         scores.append(_array(getattr(found, name), name, classes + 1)[present])
     if not np.all(np.isfinite(np.concatenate(scores))):
