@@ -1,4 +1,4 @@
-"""The least time one image can take: its operations over the matrix rate, its bytes over the copy rate.
+"""A lower bound on the time per image: its operations over the matrix rate, its bytes over the copy rate.
 
     python -m benchmarks.ceilings --device cuda --dtype float16
 
@@ -24,7 +24,7 @@ TOKENS, HEADS, WIDTH = 4096, 10, 64  # of the two self-attention layers FGC read
 
 
 def seconds(function: Any, device: str, repeats: int = 20) -> float:
-    """Median time of a call after three that warm up."""
+    """Median time of a call after three warm-up calls."""
     times = []
     for i in range(repeats + 3):
         start = time.perf_counter()

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmarks.evaluation
 
 Prints images per second of counting at VOC size (500 x 375, PNG masks and ground truth on disk), and time and
-peak memory of merging 5,000 images x 171 classes and 2,000 x 150, each in a process of its own.
+peak memory of merging 5,000 images x 171 classes and 2,000 x 150, each in a separate process.
 """
 
 import subprocess
@@ -65,13 +65,13 @@ def write_counts(folder: Path, images: int, classes: int) -> None:
 
 
 def peak_memory() -> float:
-    """MiB this process has held at most. (The kernel's ru_maxrss would include the process that started it.)"""
+    """Peak memory of this process in MiB. (The kernel's ru_maxrss would include the parent process.)"""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def merge_once(folder: str, classes: int) -> str:
-    """Time and peak memory of reading and merging what `write_counts` wrote."""
+    """Time and peak memory of reading and merging the output of `write_counts`."""
     before = peak_memory()
     start = time.perf_counter()
     table = read_counts(Storage(), folder)

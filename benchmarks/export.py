@@ -1,10 +1,10 @@
-"""Images per second and core of every export format, beside reading the run alone.
+"""Images per second and core of every export format, compared with only reading the run.
 
     python -m benchmarks.export [--out FOLDER]
 
-Two made-up runs: 1,000 small masks (160 x 160, as of scenes) and 200 larger ones (1024 x 768), one process, local
-disk, images not copied. The first line is the ceiling of the formats that need the labels: rows read and masks
-decoded, nothing written.
+Two synthetic runs: 1,000 small masks (160 x 160, as of scenes) and 200 larger ones (1024 x 768), one process,
+local disk, images not copied. The first line is the upper bound for formats that need the labels: rows are read
+and masks decoded, but nothing is written.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from cliper.pipeline.export.driver import export
 from cliper.pipeline.export.items import read_items
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.corrections import NO_CORRECTIONS
-from cliper.pipeline.run.folder import Run, class_names, identity_of, open_run
+from cliper.pipeline.run.folder import Run, begin_run, class_names, identity_of
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.run.schema import label_schema
@@ -55,7 +55,7 @@ def make_run(folder: Path, size: Size) -> Run:
     """A run whose masks are scenes, enlarged by nearest neighbour; 100 different ones, repeated."""
     classes = ClassList.parse(list(CLASSES))
     config = JobConfig.model_validate({})
-    run = open_run(str(folder), Storage(), identity_of(config, classes, "made", {}))
+    run = begin_run(str(folder), Storage(), identity_of(config, classes, "made", {}))
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, "made")
     masks = [_enlarged(scene.labels, size) for scene in make_scenes(3, range(SHARD), 160)]
     for shard in range(size.images // SHARD):
@@ -83,12 +83,12 @@ def _row(run: Run, number: int, labels: np.ndarray) -> dict[str, object]:
 
 
 def plan_of(run: Run, name: str) -> Plan:
-    """Everything, nothing copied."""
+    """A plan for all rows that copies no images."""
     return Plan(name, run.uri, run.fingerprint, class_names(run.identity), RowFilter(), False, 0.1)
 
 
 def read_only(run: Run) -> float:
-    """Seconds of processor time to read every row and decode its mask."""
+    """CPU seconds to read every row and decode its mask."""
     started = time.process_time()
     for shard in sorted(run.done_shards()):
         for item in read_items(run, shard, plan_of(run, "coco"), EXPORTERS["coco"], NO_CORRECTIONS):
@@ -98,7 +98,7 @@ def read_only(run: Run) -> float:
 
 
 def write(run: Run, name: str, folder: Path) -> float:
-    """Seconds of processor time of one export, all threads together."""
+    """CPU seconds of one export, summed over all threads."""
     started = time.process_time()
     export(run, plan_of(run, name), str(folder))
     return time.process_time() - started

@@ -1,8 +1,8 @@
-"""The flow against the bare loop, planning a resume, and the cost curve.
+"""Throughput of the flow compared with a plain loop, time to plan a resume, and cost by corpus size.
 
     python -m benchmarks.flow
 
-prints one JSON object. The segmenter sleeps or does next to nothing: what is measured is everything around it.
+prints one JSON object. The segmenter sleeps or does almost nothing, so that only the overhead is measured.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import SegmenterKind
 from cliper.pipeline.label.stages import Task
-from cliper.pipeline.run.folder import Run, open_run
+from cliper.pipeline.run.folder import Run, begin_run
 from cliper.pipeline.storage.backend import Storage
 
 CLASSES = ClassList.parse(["dark", "middle", "bright"])
@@ -77,7 +77,7 @@ def write_corpus(folder: Path, images: int, size: tuple[int, int]) -> None:
 
 
 def bare_loop(folder: Path, config: JobConfig) -> float:
-    """Images per second of decode and segment, one after the other, without encoding or storage."""
+    """Images per second of a plain loop that decodes and segments, without encoding or storage."""
     segmenter = Sleeping(config, CLASSES)
     files = sorted(folder.iterdir())
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def bare_loop(folder: Path, config: JobConfig) -> float:
 
 def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick], actors: int) -> dict[str, float]:
     """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
-    run, storage = open_run(str(output), Storage(), {"bench": output.name}), Storage()
+    run, storage = begin_run(str(output), Storage(), {"bench": output.name}), Storage()
     manifest = write_manifest(list_entries(storage, str(folder), config.input), storage, run.uri, config.shard)
     kind = SegmenterKind(factory, lambda config: {}, lambda config: "benchmark")
     job = Job(run, manifest, config, CLASSES, kind, "benchmark")
@@ -106,7 +106,7 @@ def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick]
 
 
 def flow_rates(folder: Path, work: Path, images: int) -> dict[str, Any]:
-    """Images/s of the bare loop, one actor and two, on photographs of 500 x 375."""
+    """Images/s of the plain loop, one actor and two, on photographs of 500 x 375."""
     write_corpus(folder, images, (375, 500))
     config = JobConfig(shard=ShardConfig(images=64))
     rates: dict[str, Any] = {"bare": bare_loop(folder, config), "ceiling": 1 / SECONDS_PER_IMAGE}

@@ -1,4 +1,4 @@
-"""What feeding the model costs on one core: decode, resize, object-store reads, mask encoding.
+"""Cost of input and output on one core: decode, resize, object-store reads, mask encoding.
 
 python -m benchmarks.inputs
 """
@@ -44,7 +44,7 @@ def png(labels: np.ndarray, level: int) -> bytes:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Milliseconds, and bytes where something is encoded."""
+    """Milliseconds of each operation, and bytes of each encoding."""
     image, labels = photo(0), label_map()
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="JPEG", quality=90)

@@ -1,4 +1,4 @@
-"""Time and peak memory of a stage, and what machine they were measured on."""
+"""Measure time and peak memory of stages, and describe the machine."""
 
 import os
 import platform
@@ -31,12 +31,12 @@ class Stopwatch:
         self.seconds: dict[str, list[float]] = defaultdict(list)
         self.cpu_seconds: dict[str, list[float]] = defaultdict(
             list
-        )  # of all threads: what neighbours cannot change
+        )  # of all threads: unaffected by other processes
         self.bytes: dict[str, list[int]] = defaultdict(list)
 
     @contextmanager
     def stage(self, name: str, images: int = 1) -> Iterator[None]:
-        """Measure a block: seconds per image, and the peak beyond what was in memory when it began."""
+        """Measure a block: seconds per image, and the peak memory above that at its start."""
         before = self._begin()
         start, cpu = time.perf_counter(), time.process_time()
         yield
@@ -69,7 +69,7 @@ class Stopwatch:
 
             torch.cuda.reset_peak_memory_stats()
             return torch.cuda.memory_allocated()
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start VmHWM anew
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset VmHWM
         return resident()
 
     def _peak(self) -> int:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.model --name L/14 --fgc --device cpu
 
-prints one JSON object. Needs cliper_model and its dependencies only. Each side runs in a process of its own, one
+prints one JSON object. Needs cliper_model and its dependencies only. Each side runs in a separate process, one
 after the other.
 """
 
@@ -31,7 +31,7 @@ from cliper.model.segmenter import CLIPer
 
 @dataclass(frozen=True)
 class Pair:
-    """Both orders around the same networks."""
+    """Both orders of computation with the same networks."""
 
     ours: CLIPer
     official: Official
@@ -44,7 +44,7 @@ class Pair:
 
 
 def build(name: str, fgc: bool, device: torch.device, dtype: torch.dtype, preset_name: str, batch: int) -> Pair:
-    """Create the networks once, and both sides around them."""
+    """Create the networks once, and both sides with them."""
     config = preset(models.configuration(name, fgc, batch_size=batch), preset_name)
     visual = models.clip_visual(name, device, dtype)
     diffusion = models.stable_diffusion(device, dtype, with_text=True) if config.fgc is not None else None
@@ -89,7 +89,7 @@ def run_ours(pair: Pair, watch: Stopwatch) -> None:
 
 
 class _Blind(Stopwatch):
-    """A stopwatch that leaves the surrounding one's peak alone."""
+    """A stopwatch that does not reset the peak of the enclosing one."""
 
     def _begin(self) -> int:
         return 0
@@ -125,10 +125,10 @@ SIDES = {"official": measure_official, "ours": measure_ours}
 
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Each side in a process of its own, one after the other: neither inherits the other's memory.
+    """Run each side in a separate process, one after the other, so that neither inherits the other's memory.
 
-    On the CPU our side keeps freed memory, as our actors do. Memory that is kept hides what a stage needs: the
-    peaks are those of one more process, that does not keep it.
+    On the CPU our side keeps freed memory, as our actors do. Kept memory hides the need of a stage, so the peaks
+    are measured in an additional process that does not keep it.
     """
     results, on_cpu = {}, args.device == "cpu"
     if args.side != "ours":
@@ -150,7 +150,7 @@ def child(side: str, environment: dict[str, str], *options: str) -> dict[str, An
 
 @torch.inference_mode()
 def main() -> None:
-    """Measure as asked and print JSON."""
+    """Measure as requested and print JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--name", choices=models.ARCHITECTURES, default="L/14")
     parser.add_argument("--fgc", action="store_true")

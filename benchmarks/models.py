@@ -1,4 +1,4 @@
-"""Full-size models with random weights: what speed depends on is their shapes, not their values.
+"""Full-size models with random weights: speed depends on their shapes, not on their values.
 
 The architectures are OpenAI's CLIP as open_clip configures it and Stable Diffusion 2.1-base.
 """

@@ -1,4 +1,4 @@
-"""The official order of computation, written from its description: the yardstick of every ratio.
+"""The official order of computation, written from its description: the baseline of every ratio.
 
 One image at a time; the prompt embedded for every image; the attention of every UNet layer materialised and kept;
 the UNet run to its end; the heads' maps multiplied as matrices; scores of all classes at full size.

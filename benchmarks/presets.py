@@ -1,4 +1,4 @@
-"""What every preset costs in quality: agreement with `exact` and mIoU on scenes with the embedded model.
+"""Quality of every preset: agreement with `exact` and mIoU on scenes with the embedded model.
 
     python -m benchmarks.presets --scenes 30
 

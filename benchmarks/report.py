@@ -20,13 +20,13 @@ from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig, ShardConfig, load_classes
 from cliper.pipeline.corpus.manifest import write_manifest
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.folder import Run, begin_run, identity_of
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS, label_schema
 from cliper.pipeline.run.shards import write_shard
 from cliper.pipeline.storage.backend import Storage
 
-PICTURES = 64  # different photographs and masks; rows repeat them
+PICTURES = 64  # distinct photographs and masks; rows repeat them
 WIDTH, HEIGHT = 640, 480
 PER_IMAGE = 6  # classes in a mask
 SHARD_IMAGES = 256
@@ -39,7 +39,9 @@ def make_run(folder: Path, rows: int, classes: ClassList) -> Run:
     pictures.mkdir(parents=True)
     contents = [_content(_picture(pictures / f"{i:03d}.jpg", rng, len(classes)), classes) for i in range(PICTURES)]
     config, storage = JobConfig(shard=ShardConfig(images=SHARD_IMAGES)), Storage()
-    run = open_run(str(folder / "run"), storage, identity_of(config, classes, str(pictures), {"backbone": "none"}))
+    run = begin_run(
+        str(folder / "run"), storage, identity_of(config, classes, str(pictures), {"backbone": "none"})
+    )
     entries = (Entry(f"{i:08d}.jpg", str(pictures / f"{i % PICTURES:03d}.jpg")) for i in range(rows))
     manifest = write_manifest(entries, storage, run.uri, config.shard)
     schema = label_schema(classes.names, run.fingerprint, config.mask_codec, "synthetic")
@@ -105,7 +107,7 @@ def measure(run_uri: str, *options: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the run if it is not there, and print the measurement as JSON."""
+    """Create the run if it does not exist, and print the measurement as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--folder", type=Path, default=Path("build/report"))

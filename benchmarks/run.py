@@ -3,7 +3,7 @@
     python -m benchmarks.run            everything this machine allows: tens of minutes on two cores
     python -m benchmarks.run --quick    small corpora, ViT-B/16 without FGC
 
-Every measurement runs in its own process, one after the other. A measurement that fails is a row that says so.
+Every measurement runs in its own process, one after the other. A failed measurement is a row with its error.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def child(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def model_runs(quick: bool, cuda: bool) -> list[dict[str, Any]]:
-    """The model on the CPU, and where there is one on the GPU, both sides in turn."""
+    """Run the model benchmarks on the CPU and, if there is one, on the GPU, both sides in turn."""
     cases = [("B/16", False)] if quick else [("B/16", False), ("B/16", True), ("L/14", False), ("L/14", True)]
     settings = [("cpu", "float32", "exact", 1), ("cpu", "bfloat16", "fast", 1)]
     if cuda:
@@ -73,7 +73,7 @@ def model_table(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def other_table(results: dict[str, Any]) -> list[str]:
-    """Everything that is not the model, a value per row."""
+    """All other measurements, one value per row."""
     rows = ["| measurement | value |", "|---|---|"]
     for section, content in results.items():
         rows += [f"| {section} {name} | {value} |" for name, value in _leaves(content)]

@@ -1,6 +1,6 @@
 """Label image corpora of any size with open-vocabulary semantic masks.
 
-The names below are public. Each is loaded when it is first used: `import cliper` needs neither torch nor Ray.
+The names below are public. Each is loaded on first use: `import cliper` imports neither torch nor Ray.
 """
 
 from importlib import import_module

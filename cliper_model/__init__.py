@@ -1,6 +1,6 @@
 """CLIPer: training-free open-vocabulary semantic segmentation (Sun et al., ICCV 2025), batched and deterministic.
 
-Names are resolved when they are first used, so that configs and class lists can be read without torch.
+Names are resolved on first use, so that configs and class lists can be read without torch.
 """
 
 from importlib import import_module

@@ -1,12 +1,12 @@
-"""open_clip, diffusers and transformers, importable beside any torchvision. Import them from here.
+"""open_clip, diffusers and transformers, importable with any torchvision. Import them from here.
 
-A torchvision wheel built for CUDA refuses to import beside a CPU build of torch: its compiled
-operators do not load, and its Python half then registers shape functions for operators that do not
+A torchvision wheel built for CUDA fails to import with a CPU build of torch: its compiled operators
+do not load, and its Python code then registers shape functions for operators that do not
 exist (``operator torchvision::nms does not exist``). open_clip, transformers and diffusers import
 torchvision at their top, so all three would fail although none of the operators is ever called here.
 
-Declaring the two missing schemas cures the import. Where torchvision is healthy (its operators are
-registered as it loads) nothing is declared.
+Declaring the two missing schemas fixes the import. If torchvision works (its operators are
+registered when it loads), nothing is declared.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def _needs_schemas() -> bool:
     return False
 
 
-# Kept for the life of the process: the schemas vanish with the Library object.
+# Kept until the process ends: the schemas are removed with the Library object.
 _LIBRARY = torch.library.Library("torchvision", "DEF") if _needs_schemas() else None
 if _LIBRARY is not None:
     for _schema in _SCHEMAS.values():
@@ -43,7 +43,7 @@ import transformers  # noqa: E402
 from cliper.model.hub import downloads_as_before  # noqa: E402
 
 with downloads_as_before():
-    transformers.utils.logging.disable_progress_bar()  # loading two small files is no news
+    transformers.utils.logging.disable_progress_bar()  # no progress output for two small files
     diffusers.utils.logging.disable_progress_bar()
 
 __all__ = ["diffusers", "open_clip", "transformers"]

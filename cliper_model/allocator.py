@@ -1,9 +1,8 @@
-"""The environment of a process whose work is a model on the CPU: freed memory is kept for what comes next.
+"""Environment variables for a process with a model on the CPU, which make glibc keep freed memory for reuse.
 
-glibc hands the memory of every freed large tensor back to the kernel, and the next tensor faults its pages in
-again, one by one: 5% to 20% of an image's time at full size. These variables are read when a process starts;
-setting the same options later misses the threads that have a heap of their own by then. Elsewhere than on glibc
-they do nothing.
+By default glibc returns the memory of every freed large tensor to the kernel, and the next tensor has to fault its
+pages in again, one by one: 5% to 20% of an image's time at full size. The variables are read at process start;
+setting the same options later misses threads that already have a separate heap. No effect without glibc.
 """
 
 KEEP_FREED_MEMORY = {

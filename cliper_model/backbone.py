@@ -1,4 +1,4 @@
-"""One pass of an open_clip vision transformer that keeps what early-layer fusion needs.
+"""One pass of an open_clip vision transformer that keeps the features and attention for early-layer fusion.
 
 The model's own modules are called one by one; nothing in open_clip is patched or subclassed.
 """
@@ -18,7 +18,7 @@ from cliper.model.weights import Backbone, resolve_backbone
 
 @dataclass(frozen=True)
 class Vision:
-    """The result of `encode`: per-layer inputs of the last attention, and the attention of the early layers."""
+    """The output of `encode`: per-layer inputs of the last attention, and the attention of the early layers."""
 
     features: Tensor  # [L, B, N, C]: ln_1 of block k on its input for k < L-1, then the last block's raw input
     # [B, H, N, N]: softmax attention summed over blocks 0..L-2, CLS first. Float32; float16 by the CUDA kernels.
@@ -110,7 +110,7 @@ def encode(visual: Any, pixels: Tensor, position_dtype: str = "float16") -> Visi
     if kernels.available(split_heads(x, blocks[0].attn.num_heads)):
         return _encode_on_cuda(blocks, x)
     batch, tokens, _ = x.shape
-    # Float32 whatever the model's precision: as many normalisation rounds as layers follow.
+    # Always float32, in any precision of the model: as many normalisation rounds follow as there are layers.
     total = x.new_zeros(batch, blocks[0].attn.num_heads, tokens, tokens, dtype=torch.float32)
     features = []
     for block in blocks[:-1]:
@@ -125,7 +125,7 @@ def encode(visual: Any, pixels: Tensor, position_dtype: str = "float16") -> Visi
 
 
 def _finish_block(block: Any, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a block after attention [B, H, N, D] over its input `x` [B, N, C]."""
+    """Apply the rest of a block after attention [B, H, N, D] to its input `x` [B, N, C]."""
     x = x + block.ls_1(merge_heads(block.attn, attended))
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 

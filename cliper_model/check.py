@@ -1,6 +1,6 @@
-"""Check weights before anything is loaded: configurations, file headers, and that the two fit.
+"""Check weights before they are loaded: configurations, file headers, and that the two match.
 
-The driver runs these before it starts Ray, and every load runs them again. They read headers only.
+The driver runs these checks before it starts Ray, and every load repeats them. They read headers only.
 """
 
 import re
@@ -17,18 +17,18 @@ from cliper.model.unet import attention_modules, wanted_layers
 from cliper.model.weights import Backbone, Diffusion, read_json, resolve_backbone, resolve_diffusion
 
 SUPPORTED = "FGC reads Stable Diffusion 1.x and 2.x"
-# The noise of these is sqrt(a) x + sqrt(1 - a) n at an integer timestep, and what the UNet gets is not scaled. The
-# Euler, Heun and DPM solvers scale it and place their timesteps otherwise; flow matching adds other noise.
+# Their noise is sqrt(a) x + sqrt(1 - a) n at an integer timestep, and the UNet's input is not scaled. The Euler,
+# Heun and DPM solvers scale the input and use other timesteps; flow matching adds other noise.
 SCHEDULERS = ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler")
 # A UNet with one of these set needs inputs that Stable Diffusion does not have.
 _OTHER_INPUTS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
-# Names of attention layers in checkpoints that are older than diffusers 0.14; diffusers renames them as it loads.
+# Names of attention layers in checkpoints older than diffusers 0.14; diffusers renames them when it loads them.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def check_weights(config: CLIPerConfig) -> None:
-    """Check everything that a configuration loads. Raises WeightsError or ConfigError."""
+    """Check all weights that a configuration loads. Raises WeightsError or ConfigError."""
     if not config.backbone.model.startswith("embedded:"):
         check_backbone(resolve_backbone(config.backbone), config.backbone.model)
     if config.fgc is not None and not config.fgc.model.startswith("embedded:"):
@@ -36,7 +36,7 @@ def check_weights(config: CLIPerConfig) -> None:
 
 
 def clip_settings(found: Backbone) -> dict[str, Any]:
-    """The architecture of a backbone as open_clip describes it: `embed_dim`, `vision_cfg`, `text_cfg`, ..."""
+    """The architecture of a backbone in open_clip's form: `embed_dim`, `vision_cfg`, `text_cfg`, ..."""
     if not found.name.startswith("local-dir:"):
         return dict(open_clip.get_model_config(found.name))
     path = Path(found.name.removeprefix("local-dir:")) / "open_clip_config.json"
@@ -55,10 +55,10 @@ def check_backbone(found: Backbone, name: str) -> None:
     found_sizes = {key.removeprefix("module."): size for key, size in sizes_in([found.checkpoint]).items()}
     other_text = "custom_text" in settings or "hf_model_name" in settings["text_cfg"]
     if "visual.conv1.weight" not in found_sizes or other_text:
-        return  # a form that open_clip converts; loading it will tell
+        return  # a form that open_clip converts; it can only be checked by loading it
     with torch.device("meta"):
         model = open_clip.CLIP(**settings)
-    # Positions are resized to the architecture's grid as they are loaded.
+    # Positions are resized to the architecture's grid when they are loaded.
     wanted = {key: size for key, size in _sizes(model).items() if not key.endswith("positional_embedding")}
     require(wanted, found_sizes, str(found.checkpoint), name)
 
@@ -95,7 +95,7 @@ def check_scheduler(folder: Path) -> str:
 
 
 def _check_architecture(folder: Path, unet: dict[str, Any], vae: dict[str, Any], text: dict[str, Any]) -> None:
-    """Refuse other diffusion models: they load, and then fail at every image."""
+    """Refuse other diffusion models, which would load and then fail at every image."""
     if (channels := unet.get("in_channels")) != 4:
         raise WeightsError(
             f"{folder}: the UNet takes {channels} channels, not 4 (inpainting or depth models?); {SUPPORTED}"
@@ -113,10 +113,10 @@ def _check_architecture(folder: Path, unet: dict[str, Any], vae: dict[str, Any],
 
 
 def _build(network: Any, settings: dict[str, Any], place: Path) -> Any:
-    """A network without memory, from its configuration."""
+    """Build a network from its configuration; the caller selects the meta device, which allocates no weights."""
     try:
         return network.from_config(settings)
-    except Exception as error:  # whatever a wrong value makes diffusers raise
+    except Exception as error:  # diffusers raises many types for wrong values
         raise WeightsError(f"{place / 'config.json'} does not describe a network: {error}") from error
 
 
@@ -136,7 +136,7 @@ def _modern(name: str) -> str:
 
 
 def _check_text_encoder(found: Diffusion) -> None:
-    """The encoder's weights, and that the tokenizer reads; both run once, in the actor."""
+    """Check the text encoder's weights and that the tokenizer can be read; both run once, in the actor."""
     try:
         settings = transformers.CLIPTextConfig.from_pretrained(found.folder / "text_encoder")
         with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""Which files of a repository or folder are weights: decided by their names alone, so before anything is loaded.
+"""Select the weight files of a repository or folder by their names alone, before any file is loaded.
 
-The same rules hold for a folder, the hub's cache and the hub. Of several forms of the same network the first in
-FORMS is taken: safetensors before pickles, full precision before half.
+The same rules apply to a folder, the hub's cache and the hub. Of several forms of the same network, the first in
+FORMS is used: safetensors before pickles, full precision before half.
 """
 
 import re
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cliper.model.errors import WeightsError
 
-# What FGC loads of a Stable Diffusion repository: network to the stem of its file's name.
+# The networks that FGC loads from a Stable Diffusion repository, with the stem of their file names.
 NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 _PICKLED = {"model": "pytorch_model"}  # transformers has another name for its pickles
 _INDEX_FIRST = ("unet", "vae")  # with both, diffusers loads the shards, transformers the whole file
@@ -20,7 +20,7 @@ _SCHEDULER = "scheduler/scheduler_config.json"
 _TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 
 CLIP_CONFIG = "open_clip_config.json"
-# The order in which open_clip itself looks for a checkpoint in a folder.
+# The order in which open_clip searches a folder for a checkpoint.
 CLIP_CHECKPOINTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"),
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
@@ -40,12 +40,12 @@ class Network:
 
     @property
     def files(self) -> list[str]:
-        """All of them, relative to the repository."""
+        """All files, relative to the repository."""
         return [f"{self.part}/config.json", *([self.index] if self.index else []), *self.weights]
 
 
 def choose_diffusion(names: Collection[str]) -> list[str]:
-    """The files FGC loads, out of `names`. Raises WeightsError that says what is missing in which folder."""
+    """The files among `names` that FGC loads. Raises WeightsError, which names the missing files."""
     missing = [_SCHEDULER] if _SCHEDULER not in names else []
     tokenizer = [f"tokenizer/{name}" for name in _TOKENIZER if f"tokenizer/{name}" in names]
     if not {"tokenizer/tokenizer.json", "tokenizer/vocab.json"} & set(tokenizer):
@@ -76,7 +76,7 @@ def _hint(names: Collection[str]) -> str:
 
 
 def choose_network(names: Collection[str], part: str) -> Network | str:
-    """The best complete form of a network's weights among `names`, or what is missing."""
+    """The best complete form of a network's weights among `names`, or the name of a missing file."""
     for suffix, variant in FORMS:
         stem = f"{part}/{NETWORKS[part] if suffix == 'safetensors' else _pickled(NETWORKS[part])}"
         ending = f".{variant}" if variant else ""
@@ -121,7 +121,7 @@ def choose_clip_folder(names: Collection[str]) -> list[str]:
 
 
 def clip_checkpoint(names: Sequence[str]) -> str | None:
-    """The checkpoint open_clip takes of a folder with these files."""
+    """The checkpoint that open_clip loads from a folder with these files."""
     for preferred in CLIP_CHECKPOINTS:
         if preferred in names:
             return preferred
@@ -133,7 +133,7 @@ def clip_checkpoint(names: Sequence[str]) -> str | None:
 
 
 def choose_clip_file(names: Collection[str], filename: str) -> list[str]:
-    """The checkpoint an open_clip tag names in a repository; "" is the usual name. Raises WeightsError."""
+    """The checkpoint of an open_clip tag in a repository; "" is the default name. Raises WeightsError."""
     usual = filename or "open_clip_pytorch_model.bin"
     safe = "open_clip_model.safetensors" if not filename else f"{filename.rpartition('.')[0]}.safetensors"
     for name in (safe, usual):

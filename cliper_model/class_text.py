@@ -1,8 +1,8 @@
 """The text of a class file, in any of the common forms, as one class per line.
 
-Accepted: a class per line; one line of names separated by commas, tabs or semicolons; a JSON list; a YAML list
-(`- cat`); numbered lines (`0: cat`, `1<tab>cat`) in order. Comments and blank lines at the end do not count. What
-could be read in two ways is refused.
+Accepted: a class per line; one line of names separated by commas, tabs or semicolons; a JSON list; a YAML list (`-
+cat`); numbered lines (`0: cat`, `1<tab>cat`) in order. Comments and trailing blank lines are ignored. Ambiguous
+text is refused.
 """
 
 import json
@@ -17,7 +17,7 @@ _QUOTED = re.compile(r"""(["'])(.*)\1""")
 
 
 def class_lines(text: str, source: str) -> list[str]:
-    """Return lines for `ClassList.parse`. Raises ClassListError that says how the text was understood."""
+    """Return lines for `ClassList.parse`. Raises ClassListError, which names the form that was recognized."""
     if text.lstrip().startswith(("[", "{")):
         return _from_json(text, source)
     lines = [
@@ -41,7 +41,7 @@ def class_lines(text: str, source: str) -> list[str]:
 
 
 def _split(line: str) -> list[str]:
-    """The classes of a file's only line; a prompt after = may hold commas."""
+    """Split the only line of a file into classes; a prompt after = may contain commas."""
     for separator in ("\t", ";", ","):
         if separator in line and "=" not in line:
             return [part.strip() for part in line.split(separator) if part.strip()]
@@ -49,7 +49,7 @@ def _split(line: str) -> list[str]:
 
 
 def _checked(line: str, number: int, source: str) -> str:
-    """Refuse a line that may hold several classes or columns."""
+    """Refuse lines that may contain several classes or columns."""
     name = line.partition("=")[0]
     found = next((mark for mark in ("\t", ",", ";") if mark in name.strip()), None)
     if found is None:
@@ -78,14 +78,12 @@ def _from_json(text: str, source: str) -> list[str]:
         content = json.loads(text)
     except ValueError as error:
         raise ClassListError(
-            f"{source}: read as JSON because of its first character, and is not: {error}"
+            f"{source}: read as JSON because of its first character, but invalid: {error}"
         ) from error
     if isinstance(content, dict) and all(key.isdigit() for key in content):
         return _in_order([(int(key), _named(name, source)) for key, name in content.items()], source)
     if not isinstance(content, list):
-        raise ClassListError(
-            f'{source}: read as JSON, which is no list; write ["cat", "dog"] or one class per line'
-        )
+        raise ClassListError(f'{source}: read as JSON, but not a list; write ["cat", "dog"] or one class per line')
     return [_named(item, source) for item in content]
 
 

@@ -1,4 +1,4 @@
-"""Class lists: names, the prompts they are embedded by, and the numbers they get in a mask."""
+"""Class lists: names, text prompts, and labels in a mask."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ MAX_CLASSES = 65_534  # labels are uint16; 0 is background and 65,535 the ignore
 class ClassList:
     """The foreground classes. Class k (1-based) is `names[k - 1]`, and its text prompt `prompts[k - 1]`.
 
-    A prompt with ``|`` holds several words for one class, of which the best-matching counts.
+    A prompt with ``|`` holds several words for one class; the best-matching word determines its score.
     """
 
     names: tuple[str, ...]
@@ -32,7 +32,7 @@ class ClassList:
 
     @classmethod
     def parse(cls, lines: Sequence[str], source: str = "class list") -> "ClassList":
-        """Read one class per line: ``name``, ``name = prompt`` or ``name = prompt | prompt``; # begins a comment.
+        """Parse one class per line: ``name``, ``name = prompt`` or ``name = prompt | prompt``; # starts a comment.
 
         Raises ClassListError for an empty list, a blank line, an empty prompt, a duplicate name or more than
         65,534 classes.
@@ -68,10 +68,10 @@ def _check_names(names: tuple[str, ...], source: str) -> None:
 
 
 def mask_dtype(classes: int) -> type[np.unsignedinteger[Any]]:
-    """uint8 while 0 (background), the classes and 255 (ignore) fit, else uint16."""
+    """uint8 if 0 (background), all classes and 255 (ignore) fit, else uint16."""
     return np.uint8 if classes <= 254 else np.uint16
 
 
 def ignore_value(classes: int) -> int:
-    """The label no class ever gets, for pixels a trainer should skip: the largest of the mask's type."""
+    """The label that is never written, for pixels that trainers should skip: the largest of the mask's type."""
     return int(np.iinfo(mask_dtype(classes)).max)

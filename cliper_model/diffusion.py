@@ -1,6 +1,6 @@
 """One seeded UNet step of Stable Diffusion, for the self-attention of chosen layers.
 
-Only what that needs stays in memory: VAE encoder, UNet, scheduler and the embedding of the empty prompt.
+Only the VAE encoder, UNet, scheduler and the embedding of the empty prompt stay in memory.
 The UNet is stopped at the last attention that is read.
 """
 
@@ -29,7 +29,7 @@ LATENT_FACTOR = 8  # pixels per latent, in every Stable Diffusion VAE
 
 @dataclass(frozen=True)
 class QueryKey:
-    """The projections one self-attention layer turns into probabilities softmax(q k^T * scale)."""
+    """Query and key of one self-attention layer, whose probabilities are softmax(q k^T * scale)."""
 
     query: Tensor  # [B, H, N, D]
     key: Tensor  # [B, H, N, D]
@@ -38,7 +38,7 @@ class QueryKey:
 
 @dataclass(frozen=True)
 class DiffusionParts:
-    """What the step needs of Stable Diffusion."""
+    """The parts of Stable Diffusion that the step uses."""
 
     unet: Any  # diffusers.UNet2DConditionModel
     vae: Any  # diffusers.AutoencoderKL; only its encoder is used
@@ -47,13 +47,13 @@ class DiffusionParts:
 
 
 class _AllRead(Exception):
-    """Raised inside the UNet when the last wanted attention has been read; the rest need not run."""
+    """Raised inside the UNet after the last wanted attention, to skip the remaining layers."""
 
 
 class _Record:
     """Attention processor that computes ordinary attention and keeps query and key.
 
-    Stable Diffusion's attention has no mask, no spatial norm and no residual of its own here, so plain
+    Stable Diffusion's attention has no mask, no spatial norm and no internal residual here, so plain
     scaled dot-product attention is the whole computation.
     """
 
@@ -84,8 +84,8 @@ class DiffusionAttention:
         """
         parts = load_parts(config, dtype) if parts is None else parts
         self.config, self.device, self.dtype = config, device, dtype
-        # In half precision, convolutions are several times faster with channels laid out last. In float32 they
-        # gain 4% and round otherwise than the official code does, which FGC's sharp thresholds can show.
+        # In half precision, convolutions are several times faster in channels-last layout. In float32 they gain 4%
+        # and round differently from the official code, which FGC's sharp thresholds can make visible.
         self.memory_format = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
         networks = (n.to(device, memory_format=self.memory_format) for n in (parts.unet, parts.vae))
         self.unet, self.vae = (n.eval().requires_grad_(False) for n in networks)
@@ -99,7 +99,7 @@ class DiffusionAttention:
     def __call__(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[QueryKey]:
         """Return query and key of each of `config.layers`, in that order, each [B, H, N, D].
 
-        `images`: uint8 RGB [h, w, 3] of any sizes; `image_ids` decide the noise, with `config.seed`.
+        `images`: uint8 RGB [h, w, 3] of any sizes; `image_ids` and `config.seed` determine the noise.
         """
         pixels = torch.stack([self._prepare(image) for image in images])  # [B, 3, R, R]
         side = self.config.resolution // LATENT_FACTOR
@@ -107,7 +107,7 @@ class DiffusionAttention:
         return self.attention(pixels, noise)
 
     def _prepare(self, image: np.ndarray) -> Tensor:
-        """Resize uint8 [h, w, 3] to float32 [3, R, R] in [-1, 1], aspect not kept (official)."""
+        """Resize uint8 [h, w, 3] to float32 [3, R, R] in [-1, 1], ignoring the aspect ratio (official)."""
         pixels = torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None]  # [1, 3, h, w]
         size = (self.config.resolution, self.config.resolution)
         if self.config.resize == "nearest":
@@ -144,7 +144,7 @@ class DiffusionAttention:
 
 
 class _Recorded:
-    """A step as a CUDA graph: its hundreds of kernels start without the host in between."""
+    """A step recorded as a CUDA graph: its hundreds of kernels are launched at once."""
 
     def __init__(self, step: Callable[[Tensor, Tensor], list[QueryKey]], pixels: Tensor, noise: Tensor) -> None:
         self.pixels, self.noise = pixels.clone(), noise.to(pixels, copy=True)
@@ -185,7 +185,7 @@ def load_parts(config: FGCConfig, dtype: torch.dtype) -> DiffusionParts:
 
 
 def _load(network: Any, found: Diffusion, part: str, **settings: Any) -> Any:
-    """Load a network in the form that its hash is taken of: variant, and safetensors or pickle."""
+    """Load a network from the files that its hash covers: variant, and safetensors or pickle."""
     chosen = found.network(part)
     form = {"variant": chosen.variant, "use_safetensors": chosen.suffix == "safetensors"}
     try:

@@ -1,4 +1,4 @@
-"""The errors a user can cause. Every message names what is wrong, the value, what is allowed, and what to do."""
+"""Errors that users can cause. Messages name the problem, the value, the allowed values and the next step."""
 
 
 class CliperError(Exception):
@@ -10,7 +10,7 @@ class ConfigError(CliperError):
 
 
 class WeightsError(CliperError):
-    """Weights are missing, unreadable, or do not fit the architecture that was asked for."""
+    """Weights are missing, unreadable, or do not fit the requested architecture."""
 
 
 class ClassListError(CliperError):

@@ -18,7 +18,7 @@ from cliper.model.config import FusionConfig, SlidingConfig
 
 @dataclass(frozen=True)
 class LayerLogits:
-    """What one pass over an image or window yields."""
+    """The output of one pass over an image or window."""
 
     logits: Tensor  # [L, B, T, h, w]: scaled cosine of every layer's patches with every text vector
     attention: Tensor  # [B, hw, hw]: the map that weighed the last layer's values, head mean, without CLS
@@ -56,15 +56,15 @@ def sinkhorn_rounds(attention: Tensor, rounds: int) -> Iterator[Scaling]:
 
 
 def affinity(attention: Tensor, scaling: Scaling) -> Tensor:
-    """Scale and symmetrise [..., N, N] and keep what lies above each column's mean; rows do not sum to 1 yet."""
+    """Scale and symmetrise [..., N, N] and keep the part above each column's mean; rows are not normalised yet."""
     scaled = attention * scaling.row[..., None] * scaling.column[..., None, :]
     return (scaled + scaled.transpose(-2, -1)).sub_(scaling.mean[..., None, :]).relu_()
 
 
 def spread_values(attention: Tensor, scaling: Scaling, value: Tensor) -> Tensor:
-    """Multiply the row-normalised affinity of `attention` [B, H, N, N] into `value` [G, B, H, N, D].
+    """Multiply the row-normalised affinity of `attention` [B, H, N, N] with `value` [G, B, H, N, D].
 
-    Float32 inside, whatever the model's precision. Returns the values' shape and dtype.
+    Computes in float32 in any precision of the model. Returns the shape and dtype of `value`.
     """
     if kernels.available(value):
         return _spread_on_cuda(attention, scaling, value)
@@ -101,7 +101,7 @@ def mean_affinity(attention: Tensor, scaling: Scaling) -> Tensor:
 
 
 def last_block_map(kind: str, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The attention maps the literature compares with: [B, H, N, N] from the last block's projections."""
+    """The attention maps used as baselines in the literature: [B, H, N, N] from the last block's projections."""
     pairs = {"qq": (query, query), "kk": (key, key), "vv": (value, value), "vanilla": (query, key)}
     if kind == "identity":
         tokens = query.shape[-2]
@@ -112,7 +112,7 @@ def last_block_map(kind: str, query: Tensor, key: Tensor, value: Tensor) -> Tens
 def layer_logits(
     visual: Any, vision: Vision, text: Tensor, config: FusionConfig, grid: tuple[int, int]
 ) -> LayerLogits:
-    """Send every layer's features through the last block's attention, and compare them with the text.
+    """Pass every layer's features through the last block's attention, and compare them with the text.
 
     `text`: unit vectors [T, C] in float32. No residual and no MLP: patches stay near the text space.
     """
@@ -127,7 +127,7 @@ def layer_logits(
 
 
 def _fused_values(attn: Any, normed: Tensor, vision: Vision, config: FusionConfig) -> tuple[Tensor, Tensor]:
-    """Every layer's values in its own Sinkhorn round, or all in the last one."""
+    """Spread every layer's values by its own Sinkhorn round, or all by the last one."""
     value = project_value(attn, normed)  # [L, B, H, N, D]
     rounds = list(sinkhorn_rounds(vision.attention, len(value)))
     if config.sinkhorn == "converged":
@@ -139,7 +139,7 @@ def _fused_values(attn: Any, normed: Tensor, vision: Vision, config: FusionConfi
 
 
 def _last_block_values(attn: Any, normed: Tensor, vision: Vision, config: FusionConfig) -> tuple[Tensor, Tensor]:
-    """Every layer's values in the attention map of its own projections."""
+    """Spread every layer's values by the attention map of that layer's projections."""
     spread = []
     for features in normed:
         query, key, value = project_qkv(attn, features)  # each [B, H, N, D]
@@ -157,9 +157,9 @@ def encode_logits(visual: Any, pixels: Tensor, text: Tensor, config: FusionConfi
 
 
 def class_scores(logits: Tensor, classes: int, words: Sequence[int] = ()) -> Tensor:
-    """Softmax over all text vectors of [L, B, T, ...], of which the first `classes` are kept.
+    """Softmax of [L, B, T, ...] over all text vectors, keeping the first `classes`.
 
-    With `words`, class c owns the next `words[c]` vectors and its score is their maximum.
+    With `words`, class c has the next `words[c]` vectors and its score is their maximum.
     """
     scores = logits.softmax(dim=2)
     if not words:
@@ -220,7 +220,7 @@ def combine_layers(scores: Tensor, attention: Tensor, config: FusionConfig) -> T
 
 
 def window_starts(length: int, crop: int, stride: int) -> list[int]:
-    """Starts of windows of `crop` that cover `length`, the last one moved back to end at the border."""
+    """Starts of windows of size `crop` that cover `length`; the last one is moved back to end at the border."""
     count = max(length - crop + stride - 1, 0) // stride + 1
     return [max(min(i * stride, length - crop), 0) for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Early-layer fusion on CUDA: summed attention, Sinkhorn rounds and affinity without maps in between.
+"""Early-layer fusion on CUDA: summed attention, Sinkhorn rounds and affinity without intermediate maps.
 
 The formulas are those of `fusion` and `backbone.encode`. Importing this module needs Triton.
 """
@@ -104,7 +104,7 @@ def spread_kernel(
         mean_j = tl.load(mean + stats + columns, mask=columns < tokens, other=0.0)
         above = across.to(tl.float32) * row_i[:, None] * column_j[None, :]
         above += tl.trans(down.to(tl.float32)) * row_j[None, :] * column_i[:, None]
-        above = tl.maximum(above - mean_j[None, :], 0.0) * LENGTH  # of order 1: half precision loses no small ones
+        above = tl.maximum(above - mean_j[None, :], 0.0) * LENGTH  # of order 1, to keep small ones in float16
         place = value + start + columns[:, None] * channels + width[None, :]
         v = tl.load(place, mask=columns[:, None] < tokens, other=0.0)
         weights += tl.sum(above, axis=1)

@@ -1,7 +1,7 @@
 """The Hugging Face hub: from a repository and a revision to files on this machine, at one commit.
 
-One request resolves the revision; a refusal is final and is never retried. What is in the cache is used where the
-hub cannot be reached, and, for a commit hash (commits do not change), without asking the hub at all.
+One request resolves the revision; a refusal is final and is never retried. Cached files are used if the hub cannot
+be reached; for a commit hash they are used without any request, because commits do not change.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ Choose = Callable[[Collection[str]], Sequence[str]]
 
 @contextlib.contextmanager
 def downloads_as_before() -> Iterator[None]:
-    """Leave the hub's progress bars as they are: transformers and diffusers switch them off with their own."""
+    """Keep the hub's progress bars enabled: transformers and diffusers disable them together with their own."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     disabled = are_progress_bars_disabled()
@@ -32,7 +32,7 @@ def downloads_as_before() -> Iterator[None]:
 
 @contextlib.contextmanager
 def silent_downloads() -> Iterator[None]:
-    """Show no progress bars: an actor's would mix with those of all others."""
+    """Disable progress bars: those of several actors would mix."""
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     with downloads_as_before():
@@ -48,10 +48,10 @@ def is_commit(revision: str | None) -> bool:
 def fetch(repository: str, revision: str | None, choose: Choose) -> Path:
     """Return the local folder of `repository` at one commit; the folder's name is the commit hash.
 
-    `choose` gets the names of all files and returns those that are needed; it raises WeightsError if they are not
-    all there. Files that are not in the cache are downloaded, with the hub's progress bar on stderr.
-    Raises WeightsError, with a text of its own for an unknown repository, a gated one, an unknown revision, a hub
-    that cannot be reached, and a download that broke off.
+    `choose` receives the names of all files and returns the required ones; it raises WeightsError if any is
+    missing. Files that are not in the cache are downloaded, with the hub's progress bar on stderr. Raises
+    WeightsError, with a specific message for an unknown or gated repository, an unknown revision, an unreachable
+    hub, and an interrupted download.
     """
     from huggingface_hub import HfApi
 
@@ -60,7 +60,7 @@ def fetch(repository: str, revision: str | None, choose: Choose) -> Path:
         return cached
     try:
         info = HfApi().model_info(repository, revision=revision, timeout=SECONDS)
-    except Exception as error:  # the hub client raises types of its own, of httpx and of the system
+    except Exception as error:  # the hub client raises its own, httpx's and the system's types
         if cached is not None and not _is_missing_revision(error):
             return cached
         raise WeightsError(_refusal(repository, revision, error)) from error
@@ -71,19 +71,19 @@ def fetch(repository: str, revision: str | None, choose: Choose) -> Path:
 
 
 def _cached(repository: str, revision: str | None, choose: Choose) -> Path | None:
-    """The cached folder of a revision if it holds everything that is needed. No request is made."""
+    """The cached folder of a revision if it holds all required files. Makes no request."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=[])
         choose(names_in(Path(folder)))
-    except Exception:  # not in the cache, or only a part of it
+    except Exception:  # not in the cache, or incomplete
         return None
     return Path(folder)
 
 
 def names_in(folder: Path) -> list[str]:
-    """Every file below a folder, by its path relative to the folder, with forward slashes."""
+    """Every file below a folder, as a relative path with forward slashes."""
     return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -98,13 +98,13 @@ def _download(repository: str, revision: str | None, wanted: Sequence[str]) -> P
         if _status(error) is not None:
             raise WeightsError(_refusal(repository, revision, error)) from error
         raise WeightsError(
-            f"the download of '{repository}' broke off ({_first_line(error)}); run the same command again: "
-            "complete files are kept, the one that broke off starts again from its beginning"
+            f"the download of '{repository}' was interrupted ({_first_line(error)}); run the same command again: "
+            "complete files are kept, the interrupted one restarts from its beginning"
         ) from error
 
 
 def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """What to tell the user about an error of the hub client."""
+    """The message to the user for an error of the hub client."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -113,7 +113,7 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
         return f"'{repository}' is neither a folder on this machine nor a hub id (OWNER/NAME)"
     if isinstance(error, GatedRepoError):
         return _gated(repository, page, _status(error))
-    # Without a token the hub does not tell a private repository from none: 401 for both.
+    # Without a token the hub answers 401 for private and for missing repositories.
     if isinstance(error, RepositoryNotFoundError) or (_status(error) == 401 and get_token() is None):
         return (
             f"{constants.ENDPOINT} has no repository '{repository}' that you may read; check the id, or, if it is "
@@ -142,7 +142,7 @@ def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
     if status in (401, 403):
         return f"{endpoint} refuses HF_TOKEN ({status}) for {what}; set it to a valid token, or unset it"
     if type(error).__name__ == "OfflineModeIsEnabled":
-        reason = "is not asked, because HF_HUB_OFFLINE is set"
+        reason = "is not contacted, because HF_HUB_OFFLINE is set"
     else:
         reason = (
             f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"
@@ -158,7 +158,7 @@ def _revisions(repository: str) -> str:
     from huggingface_hub import HfApi
 
     names: list[str] = []
-    with contextlib.suppress(Exception):  # the message is as true without them
+    with contextlib.suppress(Exception):  # the message is correct without them
         refs = HfApi().list_repo_refs(repository)
         names = [ref.name for ref in [*refs.branches, *refs.tags]]
     return f"there is: {', '.join(names)}, or a commit hash" if names else "give a branch, a tag or a commit hash"
@@ -171,7 +171,7 @@ def _is_missing_revision(error: Exception) -> bool:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status a refusal came with; None if the hub did not answer."""
+    """The HTTP status of a refusal; None if the hub did not answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 

@@ -1,6 +1,6 @@
-"""When the CUDA fast paths take over from the plain formulas: `refine_triton`, `fusion_triton`, the recorded step.
+"""The switch for the CUDA fast paths: `refine_triton`, `fusion_triton` and the recorded diffusion step.
 
-They equal the plain formulas in Triton's interpreter but have not run on a GPU yet, so they are asked for:
+They equal the plain formulas in Triton's interpreter but have not run on a GPU yet, so they have to be enabled:
 CLIPER_CUDA_KERNELS=1 in the environment of every worker.
 """
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 
 def asked_for() -> bool:
-    """Whether this process was told to use the CUDA fast paths."""
+    """Whether CLIPER_CUDA_KERNELS=1 enables the CUDA fast paths in this process."""
     return os.environ.get("CLIPER_CUDA_KERNELS") == "1"
 
 
 def available(heads: Tensor) -> bool:
-    """Whether the kernels run on heads [..., D]: asked for, on CUDA, without gradients, with Triton installed.
+    """Whether the kernels run on heads [..., D]: enabled, on CUDA, without gradients, with Triton installed.
 
     D must be a power of two from 16, as in every CLIP and in Stable Diffusion 2.
     """

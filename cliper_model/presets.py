@@ -1,4 +1,4 @@
-"""Named trades of quality for speed: what each changes in a configuration. `exact` is the default."""
+"""Presets that trade quality for speed, as changes to a configuration. `exact` is the default."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     # Every layer shares the last Sinkhorn round, so that one product serves all; half precision.
     "fast": {"fusion": {"sinkhorn": "converged"}, "dtype": "bfloat16"},
-    # No diffusion model: coarse scores decide the labels.
+    # No diffusion model: labels are computed from the coarse scores.
     "clip-only": {"fgc": None},
 }
 

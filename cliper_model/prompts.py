@@ -1,4 +1,4 @@
-"""Templates, and the text vectors made of them."""
+"""Prompt templates, and the text vectors computed from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ SCENE15 = (
 
 
 class Tokenizer(Protocol):
-    """What open_clip's tokenizers have in common."""
+    """The common interface of open_clip's tokenizers."""
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, int64 [len(texts), context length]."""
@@ -84,7 +84,7 @@ def text_bank(foreground: Tensor, background: Tensor, mean_class: bool) -> Tenso
 class TextVectors:
     """A class list in CLIP's space: `vectors` [T, C] unit vectors, the first of them those of `classes` classes.
 
-    Class c owns the next `words[c]` vectors; without `words`, one each (the official case).
+    Class c has the next `words[c]` vectors; without `words`, one each (the official case).
     """
 
     vectors: Tensor

@@ -4,8 +4,8 @@ The maps are only ever multiplied with the scores, so the chain A_1 A_2 ... A_n 
 n * 2 * N^2 * K operations instead of n * 2 * N^3 for the product of the maps, and one head's map in memory
 instead of all. N is 4096 at 512 pixels.
 
-`head_map` is the formula. The CPU applies it in blocks of rows that stay in the cache, CUDA by the kernels of
-`refine_triton`, which hold no map at all; where Triton is absent, `head_map` itself is multiplied.
+`head_map` is the formula. The CPU applies it in blocks of rows that stay in the cache; CUDA uses the kernels of
+`refine_triton`, which store no map at all. Without Triton, `head_map` itself is multiplied.
 """
 
 import math
@@ -53,8 +53,8 @@ def apply_head(
         torch.softmax(block, dim=-1, out=block)
         torch.maximum(peak, block.amax(dim=0), out=peak)
     sharpen = 1 / (peak + EPSILON)
-    below = math.nextafter(threshold, -math.inf)  # F.threshold keeps what is greater, the formula what is equal
-    summed = torch.cat([scores, scores.new_ones(len(scores), 1)], dim=1)  # [N, K + 1]: row sums come along
+    below = math.nextafter(threshold, -math.inf)  # F.threshold drops equal values, the formula keeps them
+    summed = torch.cat([scores, scores.new_ones(len(scores), 1)], dim=1)  # [N, K + 1]: row sums last
     out = [F.threshold(block.mul_(sharpen), below, 0.0, inplace=True) @ summed for block in buffer.split(ROWS)]
     product = torch.cat(out)  # [N, K + 1]
     return product[:, :-1] / (product[:, -1:] + EPSILON)

@@ -1,4 +1,4 @@
-"""Fine-grained compensation on CUDA: every head's map is recomputed where it is needed and never stored.
+"""Fine-grained compensation on CUDA: every head's map is recomputed in tiles and never stored.
 
 Three kernels over tiles of softmax(q k^T * scale): the logarithm of each row's sum, each column's maximum,
 and the map (divided, thresholded, normalised) times the scores. Logarithms and powers are to base 2.
@@ -105,17 +105,17 @@ def apply_kernel(
 
 
 def precision_of(dtype: torch.dtype) -> str:
-    """Three tf32 products stand for one in float32; half-precision inputs ignore this for their own products."""
+    """The precision of dot products: three tf32 products replace one in float32; ignored for half precision."""
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def launch_options(dtype: torch.dtype) -> dict[str, int]:
-    """Warps per program and depth of the pipeline: float32 tiles fit the shared memory of small cards once."""
+    """Warps per program and pipeline stages: one float32 tile fits the shared memory of small GPUs."""
     return {"num_warps": 4, "num_stages": 1 if dtype == torch.float32 else 2}
 
 
 def padded_length(tokens: int) -> int:
-    """Loops run to a multiple of 64 known at compile time: one compilation serves many image shapes."""
+    """Round up to a multiple of 64, a compile-time constant, so that one compilation serves many image shapes."""
     return 64 * triton.cdiv(tokens, 64)
 
 

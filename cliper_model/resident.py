@@ -1,4 +1,4 @@
-"""The networks loaded once, for class lists and settings that change from call to call."""
+"""Networks that are loaded once and shared by changing class lists and settings."""
 
 from functools import lru_cache
 
@@ -18,8 +18,8 @@ _LISTS_KEPT = 8  # class lists whose vectors are remembered
 class Resident:
     """CLIP with its text tower and the diffusion model, in memory.
 
-    `segmenter` gives what `CLIPer.load` would give, and loads nothing: other classes are embedded, other
-    thresholds cost nothing.
+    `segmenter` returns the equivalent of `CLIPer.load` without loading weights: new classes are embedded, new
+    thresholds are free.
     """
 
     def __init__(self, config: CLIPerConfig, device: str | torch.device = "auto") -> None:
@@ -32,9 +32,9 @@ class Resident:
         self._text = lru_cache(maxsize=_LISTS_KEPT)(self._embed)
 
     def segmenter(self, config: CLIPerConfig, classes: ClassList) -> CLIPer:
-        """A CLIPer for these classes and settings; FGC may be switched off in them.
+        """A CLIPer for these classes and settings, which may disable FGC.
 
-        Raises ConfigError if they need other networks than the loaded ones.
+        Raises ConfigError if they need networks that are not loaded.
         """
         loaded = self.config
         if (config.backbone, config.dtype) != (loaded.backbone, loaded.dtype):

@@ -24,12 +24,12 @@ from cliper.model.labels import Segmentation, presence_scores, segment_scores
 from cliper.model.prompts import embed_classes
 from cliper.model.refine import refine
 
-MAX_ASPECT = 16  # of what the backbone sees: its attention maps grow with the square of the long side
+MAX_ASPECT = 16  # of the backbone's input: its attention maps grow with the square of the long side
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What a batch of B images yields before labels are decided."""
+    """The scores of a batch of B images, from which labels are computed."""
 
     coarse: Tensor  # float32 [B, K, h/p, w/p]
     refined: Tensor  # float32 [B, K, S, S] with FGC; without, the coarse scores
@@ -50,7 +50,7 @@ class CLIPer:
     ) -> None:
         """Assemble from parts: `text` [T, C] unit vectors, the first `classes` of them foreground.
 
-        With `words`, class c owns the next `words[c]` vectors; see `class_scores`.
+        With `words`, class c has the next `words[c]` vectors; see `class_scores`.
         """
         self.config, self.visual, self.text, self.classes = config, visual, text, classes
         self.words = tuple(words)
@@ -61,7 +61,7 @@ class CLIPer:
 
     @classmethod
     def load(cls, config: CLIPerConfig, classes: ClassList, device: str | torch.device = "auto") -> "CLIPer":
-        """Load the weights onto `device` ("auto": CUDA where there is one) and embed the class list.
+        """Load the weights onto `device` ("auto": CUDA if available) and embed the class list.
 
         Raises WeightsError or ConfigError.
         """
@@ -75,12 +75,12 @@ class CLIPer:
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         """Label uint8 RGB images [H, W, 3] of any sizes; results in the same order.
 
-        Images that resize to the same shape run as one batch of at most `config.batch_size`. On the CPU a
-        batch is always one image, and on CUDA always full (padded), so that an image's mask does not depend
-        on its neighbours: libraries choose other summation orders for other batch sizes. Images whose full batch
-        does not fit the GPU run in batches of half the size, and so on down to one, at each size always full:
-        the shape decides, not the neighbours.
-        Raises ValueError for an image of another type or shape, torch.OutOfMemoryError if one alone does not fit.
+        Images that resize to the same shape run as one batch of at most `config.batch_size`. On the CPU a batch is
+        always one image, and on CUDA always full (padded), so that an image's mask does not depend on the rest of
+        its batch: libraries choose other summation orders for other batch sizes. If a full batch does not fit the
+        GPU, its size is halved, down to one, and batches stay full at each size: the size depends on the shape
+        alone. Raises ValueError for an image of another type or shape, torch.OutOfMemoryError if one alone does
+        not fit.
         """
         for image, image_id in zip(images, image_ids, strict=True):
             _check_image(image, image_id)
@@ -107,7 +107,7 @@ class CLIPer:
                 too_large += dict.fromkeys(batch)
             else:
                 found |= {i: segmentation for i, _, segmentation in swept}
-        if too_large:  # only now is the error gone, and with it the tensors of its traceback
+        if too_large:  # the exception, and the tensors that its traceback holds, are released here
             torch.cuda.empty_cache()
             chosen = [images[i] for i in too_large], [image_ids[i] for i in too_large]
             smaller = self._segment_in_batches(*chosen, size // 2)
@@ -144,7 +144,7 @@ class CLIPer:
                     yield i, first * len(settings) + second, segmentation
 
     def _batches(self, images: Sequence[np.ndarray], size: int) -> Iterator[list[int]]:
-        """Indices of images that can share a batch of `size`; a short batch is padded with its last image."""
+        """Indices of images that share a batch of `size`; a short batch is padded with its last image."""
         groups = defaultdict(list)
         for i, image in enumerate(images):
             groups[self.resized_shape(image.shape[:2])].append(i)
@@ -154,7 +154,7 @@ class CLIPer:
                 yield batch + batch[-1:] * (size - len(batch))
 
     def scores(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> Scores:
-        """Class scores of images [H, W, 3] that all resize to one shape."""
+        """Class scores of images [H, W, 3] that all resize to the same shape."""
         return next(self.scores_at(images, image_ids, [self.config.fusion.attention_threshold]))
 
     @torch.inference_mode()
@@ -180,7 +180,7 @@ class CLIPer:
     def label(
         self, scores: Scores, row: int, size: tuple[int, int], settings: LabelConfig | None = None
     ) -> Segmentation:
-        """Decide the labels of image number `row` of a batch at its own `size` (H, W).
+        """Compute the labels of image number `row` of a batch at its own `size` (H, W).
 
         `settings` replace the configuration's, to try other thresholds on the same scores.
         """
@@ -188,7 +188,7 @@ class CLIPer:
         return segment_scores(scores.refined[row], scores.presence[row], size, labels, self.background_plane)
 
     def heat(self, scores: Scores, row: int = 0) -> Tensor:
-        """What is compared between classes in image `row`: float32 [K, h, w], 0 to 1, at the scores' own size.
+        """The scores compared between classes in image `row`: float32 [K, h, w], 0 to 1, at their own size.
 
         Protocol ``cliper``: every class scaled to its presence; ``mmseg``: shares of the sum.
         """
@@ -199,9 +199,9 @@ class CLIPer:
         return (refined / (peak + 1e-5) * scores.presence[row][: len(refined), None, None]).clamp(0, 1)
 
     def resized_shape(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) the backbone sees for an image of (H, W): short side as configured, multiples of the patch.
+        """The backbone's input size for an image of (H, W): short side as configured, multiples of the patch.
 
-        A long side of more than MAX_ASPECT times the short one is squeezed to that.
+        A long side of more than MAX_ASPECT times the short one is squeezed to that ratio.
         """
         short = self.config.fusion.short_side
         ratio = short / min(size)
@@ -219,14 +219,14 @@ class CLIPer:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """Resolve "auto" to CUDA where there is one, else the CPU."""
+    """Resolve "auto" to CUDA if available, else the CPU."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Resolve "auto" to float16 on CUDA and float32 elsewhere."""
+    """Resolve "auto" to float16 on CUDA, else float32."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, name)

@@ -1,4 +1,4 @@
-"""Names and sizes of the tensors in a checkpoint, read from its header: nothing is loaded."""
+"""Names and sizes of the tensors in a checkpoint, read from its header without loading it."""
 
 import warnings
 import zipfile
@@ -13,7 +13,7 @@ Sizes = Mapping[str, int]  # elements of every tensor, by its name
 
 
 def sizes_in(files: Iterable[Path]) -> dict[str, int]:
-    """The tensors of a checkpoint, whole or in shards. Raises WeightsError if a file cannot be read."""
+    """The tensors of a checkpoint, in one file or in shards. Raises WeightsError if a file cannot be read."""
     found: dict[str, int] = {}
     for path in files:
         try:
@@ -21,7 +21,7 @@ def sizes_in(files: Iterable[Path]) -> dict[str, int]:
         except Exception as error:  # torch and safetensors raise many types for a broken file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WeightsError(
-                f"{path} cannot be read ({path.stat().st_size} bytes; {reason[:160]}): it is cut off or not a "
+                f"{path} cannot be read ({path.stat().st_size} bytes; {reason[:160]}): it is truncated or not a "
                 "checkpoint; remove it and run the same command again, or copy it again"
             ) from error
     return found
@@ -35,7 +35,7 @@ def _safetensors(path: Path) -> dict[str, int]:
 
 
 def _pickle(path: Path) -> dict[str, int]:
-    """A state dict, alone or below "state_dict", or a TorchScript archive."""
+    """Read a state dict, alone or below "state_dict", or a TorchScript archive."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if zipfile.is_zipfile(path) and _is_script(zipfile.ZipFile(path)):
@@ -55,7 +55,7 @@ def _count(shape: Iterable[int]) -> int:
 
 
 def require(wanted: Sizes, found: Sizes, place: str, what: str = "its configuration") -> None:
-    """Raise WeightsError if `found` lacks a tensor of `wanted`, or has it in another size."""
+    """Raise WeightsError if a tensor of `wanted` is missing in `found`, or has another size there."""
     for name, size in wanted.items():
         if name not in found:
             raise WeightsError(f"{place} does not fit {what}: it has no tensor '{name}'")

@@ -1,4 +1,4 @@
-"""The UNet's attention modules: which there are, in what order they run, and at what size."""
+"""The UNet's attention modules, their order of execution and their sizes."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,8 +1,8 @@
 """Find weights: from a setting to files on this machine, and to the hash that identifies them.
 
-Nothing is downloaded at import. Hub names are fetched into the hub's own cache the first time they are
-resolved; folders and files are used where they are. The driver resolves before any worker starts, so a
-missing file is one clear message.
+Nothing is downloaded at import. Hub names are fetched into the hub's own cache when they are first
+resolved; local folders and files are used in place. The driver resolves weights before any worker starts,
+so that a missing file is reported in one message.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class Backbone:
     name: str
     checkpoint: Path
     openai: bool
-    files: tuple[Path, ...]  # every file that decides what the backbone computes
+    files: tuple[Path, ...]  # every file that affects the backbone's output
     commit: str | None = None
 
 
@@ -40,7 +40,7 @@ class Diffusion:
     commit: str | None = None
 
     def network(self, part: str) -> Network:
-        """The form in which a network ("unet", "vae", "text_encoder") is loaded. Raises WeightsError."""
+        """The files of a network ("unet", "vae", "text_encoder"). Raises WeightsError."""
         found = choose_network(names_in(self.folder), part)
         if isinstance(found, str):
             raise WeightsError(f"{self.folder}: missing: {found}")
@@ -48,7 +48,7 @@ class Diffusion:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that decides what FGC computes, and no other."""
+        """Exactly the files that affect FGC's output."""
         return tuple(self.folder / name for name in sorted(choose_diffusion(names_in(self.folder))))
 
 
@@ -86,7 +86,7 @@ def _clip_folder(folder: Path, commit: str | None = None) -> Backbone:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises WeightsError."""
+    """Read a JSON file that must hold an object. Raises WeightsError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _named(place: str, choose: Choose) -> Choose:
-    """`choose` whose errors begin with the place that lacks something."""
+    """Wrap `choose` so that its errors start with the place of the missing files."""
 
     def named(names: Collection[str]) -> list[str]:
         try:
@@ -136,7 +136,7 @@ def _resolve_open_clip(config: BackboneConfig) -> Backbone:
 
 
 def _resolve_tag(architecture: str, weights: str, tag: dict[str, str], revision: str | None) -> Backbone:
-    """The checkpoint an open_clip tag names: OWNER/NAME/FILE or OWNER/NAME/ on the hub."""
+    """The checkpoint of an open_clip tag: OWNER/NAME/FILE or OWNER/NAME/ on the hub."""
     repository, _, filename = tag.get("hf_hub", "").rpartition("/")
     if not repository:
         raise WeightsError(
@@ -150,7 +150,7 @@ def _resolve_tag(architecture: str, weights: str, tag: dict[str, str], revision:
 
 
 def _check_gelu(architecture: str, weights: str, has: bool, needed: bool | None) -> None:
-    """Refuse weights trained with the other activation: they load without a word and segment badly."""
+    """Refuse weights trained with the other activation: they load silently and produce poor masks."""
     if needed is None or needed == has:
         return
     base = architecture.removesuffix("-quickgelu")
@@ -162,7 +162,7 @@ def _check_gelu(architecture: str, weights: str, has: bool, needed: bool | None)
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Return whether a checkpoint is a TorchScript archive, the form OpenAI released CLIP in."""
+    """Whether a checkpoint is a TorchScript archive, OpenAI's release format of CLIP."""
     import zipfile
 
     if path.suffix == ".safetensors" or not zipfile.is_zipfile(path):
@@ -172,7 +172,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def resolve_diffusion(config: FGCConfig) -> Diffusion:
-    """Return the diffusers folder, downloading what FGC needs of a hub id if it is not in the cache.
+    """Return the diffusers folder, downloading FGC's files of a hub id if they are not in the cache.
 
     Raises WeightsError for an incomplete folder or a download that failed.
     """
@@ -189,7 +189,7 @@ def resolve_diffusion(config: FGCConfig) -> Diffusion:
 
 
 def pin(config: CLIPerConfig) -> CLIPerConfig:
-    """The same configuration with every hub revision replaced by the commit it stands for now.
+    """The same configuration with every hub revision replaced by its current commit.
 
     Files that are not in the cache are downloaded. Raises WeightsError.
     """

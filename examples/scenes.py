@@ -2,7 +2,7 @@
 
     python -m examples.scenes build/scenes --count 240
 
-FOLDER/images/scene-0000.png    what `cliper label` gets
+FOLDER/images/scene-0000.png    the input of `cliper label`
 FOLDER/labels/scene-0000.png    the class of every pixel, for evaluation only
 FOLDER/classes.txt              one class a line
 """
@@ -16,7 +16,7 @@ from cliper.jobs.cli import run as as_command
 from cliper.pipeline.errors import InputError
 from tools.scenes import CLASSES, SEEDS, Scene, make_scenes
 
-SPLITS = {"train": SEEDS["validation"], "heldout": SEEDS["test"]}  # the embedded model has seen neither
+SPLITS = {"train": SEEDS["validation"], "heldout": SEEDS["test"]}  # the embedded model was trained on neither
 
 
 def write_scenes(folder: Path, split: str, count: int) -> dict[str, Scene]:
@@ -35,7 +35,7 @@ def write_scenes(folder: Path, split: str, count: int) -> dict[str, Scene]:
 
 
 def main() -> None:
-    """Parse, draw, say where."""
+    """Parse the arguments, draw the scenes, and print the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="new folder")
     parser.add_argument("--count", type=int, default=240)

@@ -4,8 +4,8 @@
 
 Draws procedural scenes, labels them with `cliper label` and the embedded model on a local Ray, trains a small
 U-Net on the masks through `cliper.pipeline.dataset.MaskDataset`, and measures teacher and student on held-out
-scenes against their pixel labels, which nothing was trained on. With --run, the masks of a run of yours are
-trained on, which must have the embedded model's classes.
+scenes against their pixel labels, which are not used for training. With --run, it trains on the masks of your own
+run, which must have the embedded model's classes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from examples.scenes import write_scenes
 from tools.scenes import CLASSES
 from tools.stage_gains import image_counts, miou
 
-SIDE = 128  # pixels the student sees
+SIDE = 128  # pixels, the student's input size
 IGNORE = 255
 
 
@@ -109,7 +109,7 @@ def predict(student: Student, image: np.ndarray) -> np.ndarray:
 
 
 def labeled(folder: Path) -> Run:
-    """Label the images of a folder of scenes, as the command does."""
+    """Label the images of a folder of scenes, as `cliper label` does."""
     label(input=str(folder / "images"), output=str(folder / "run"), classes="tiny", config="tiny")
     return read_run(str(folder / "run"), Storage())
 
@@ -130,7 +130,7 @@ def measure(student: Student, heldout: Path, count: int) -> None:
 def main() -> None:
     """Draw, label, train, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/student"), help="new folder for what is written")
+    parser.add_argument("--out", type=Path, default=Path("build/student"), help="new folder for the output")
     parser.add_argument("--run", help="run folder to train on, instead of labeling new scenes")
     parser.add_argument("--scenes", type=int, default=240, help="scenes to label and train on, without --run")
     parser.add_argument("--heldout", type=int, default=40, help="scenes to measure on")

@@ -1,8 +1,7 @@
-"""The `cliper` command. A command's module is loaded when the command is called, so that help is quick.
+"""The `cliper` command. A command's module is imported when the command is called, which keeps `--help` fast.
 
-Exit codes: 0 done; 1 the command did what it could, and the result is not good (`verify`: a run that is not whole;
-`label`: more images failed than --max-failures allows); 2 one message explains what to change; 130 stopped with
-Ctrl-C; 143 stopped with SIGTERM.
+Exit codes: 0 success; 1 a negative result (`verify`: an incomplete run; `label`: more images failed than
+--max-failures allows); 2 an expected error, with one message; 130 stopped with Ctrl-C; 143 stopped with SIGTERM.
 """
 
 import sys
@@ -21,22 +20,22 @@ from cliper.pipeline.errors import TooManyFailuresError
 COMMANDS = {
     "label": "Label every image below INPUT and write masks and metadata to OUTPUT.",
     "plan": "Label a sample of INPUT here and estimate time, output and cost of the whole.",
-    "prepare": "Turn a benchmark as people download it into what `cliper evaluate` reads.",
-    "evaluate": "Measure masks against a benchmark's ground truth: mIoU and everything around it.",
+    "prepare": "Convert a downloaded benchmark to the form that `cliper evaluate` reads.",
+    "evaluate": "Measure masks against a benchmark's ground truth: mIoU and other metrics.",
     "verify": "Check that every image of RUN is in exactly one row, as it was written.",
-    "status": "Show what of RUN is done, how fast, what failed, and when it will end.",
-    "retry": "Label the failed images of RUN again, and put the new rows in their place.",
+    "status": "Show the progress of RUN: images done, rate, failures and time left.",
+    "retry": "Label the failed images of RUN again and replace their rows.",
     "export": "Write the masks of RUN to OUTPUT in another tool's format.",
     "report": "Write a self-contained HTML page on RUN.",
     "serve": "Open a page to try classes and thresholds on single images.",
-    "review": "Hand the masks that most need a person to Label Studio, and take corrections back.",
+    "review": "Export the masks that most need review to Label Studio, and import the corrections.",
 }
 SETTINGS = {"help_option_names": ["-h", "--help"]}
-_LISTING = "cliper.listing"  # set in the context while `cliper --help` is written
+_LISTING = "cliper.listing"  # set in the context while `cliper --help` is formatted
 
 
 class Commands(TyperGroup):
-    """The commands by name, loaded one at a time."""
+    """The commands by name, each imported on its first use."""
 
     def __init__(self, **settings: Any) -> None:
         names = {name: TyperCommand(name, help=line) for name, line in COMMANDS.items()}
@@ -47,18 +46,18 @@ class Commands(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command, or only its name and line while help is written; None for an unknown name."""
+        """The command, or a stub with its help line while `--help` is formatted; None for an unknown name."""
         known = self.commands.get(cmd_name)
         return known if known is None or _LISTING in ctx.meta else load(cmd_name)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Write the list of commands without loading them."""
+        """Write the list of commands without importing them."""
         ctx.meta[_LISTING] = True
         super().format_help(ctx, formatter)
 
 
 def load(name: str) -> Any:
-    """A command of COMMANDS, from the function or group of that name in its module."""
+    """Import a command of COMMANDS: the function or group of that name in its module."""
     command = getattr(import_module(f"cliper.jobs.{name}"), name)
     if isinstance(command, typer.Typer):
         return get_command(command)

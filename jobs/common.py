@@ -1,4 +1,4 @@
-"""What commands share: options, running a job on Ray, its summary."""
+"""Shared parts of the commands: options, running a job on Ray, its summary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 Opt = typer.Option
 
 # Options that several commands have.
-Device = Annotated[str | None, Opt(help="cpu, cuda, or auto: GPUs if the cluster has some", metavar="DEVICE")]
+Device = Annotated[str | None, Opt(help="cpu, cuda, or auto: GPUs if the cluster has any", metavar="DEVICE")]
 Actors = Annotated[
     str | None, Opt(help="Segmenting actors, or MIN:MAX; default: one per free GPU", metavar="N|MIN:MAX")
 ]
 ActorsPerGpu = Annotated[int | None, Opt(min=1, help="Actors that share a GPU")]
 CpusPerActor = Annotated[float | None, Opt(min=0.1, help="CPUs reserved for each actor")]
 AcceleratorType = Annotated[
-    str | None, Opt(help="Only on GPUs of this type, by Ray's name: A100, T4, ...", metavar="TYPE")
+    str | None, Opt(help="Use only GPUs of this type, by Ray's name: A100, T4, ...", metavar="TYPE")
 ]
 WaitForResources = Annotated[
-    str, Opt(help="Wait this long for nodes and room, e.g. 10m; asks the autoscaler", metavar="DURATION")
+    str,
+    Opt(help="Wait this long for free resources, e.g. 10m; asks the autoscaler for nodes", metavar="DURATION"),
 ]
 
 
@@ -60,9 +61,9 @@ def run_tasks(
     counted: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: summary,
     limit: FailureLimit | None = None,
 ) -> None:
-    """Label shards on Ray and add each committed one, after `counted`, to `progress`; `then`: see label_corpus.
+    """Label shards on Ray and add the summary of each commit, after `counted`, to `progress`.
 
-    Raises ResourceError, TooManyFailuresError, and what `counted` raises.
+    `then`: see label_corpus. Raises ResourceError, TooManyFailuresError, and the errors of `counted`.
     """
     from cliper.pipeline.flow import label_corpus
 
@@ -75,7 +76,7 @@ def run_tasks(
 
 
 def print_summary(job: Job, progress: RunProgress) -> None:
-    """What this command did, on stdout."""
+    """Print the labeled and failed images of this command, and the run's size and identity."""
     failed = sum(progress.failures.values())
     rate = progress.images / max(progress.seconds, 1e-9)
     print(f"model     {job.model}")
@@ -88,7 +89,7 @@ def print_summary(job: Job, progress: RunProgress) -> None:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the command line says about actors; None leaves the config's value."""
+    """Command-line options on actors; None keeps the config's value."""
 
     device: str | None = None
     actors: str | None = None
@@ -99,7 +100,7 @@ class Resources:
 
 
 def with_overrides(config: JobConfig, resources: Resources, batch_size: int | None = None) -> JobConfig:
-    """The config with command-line values put in. Raises ConfigError."""
+    """The config with the command-line values applied. Raises ConfigError."""
     content = config.model_dump()
     given = {key: value for key, value in asdict(resources).items() if value is not None}
     if resources.actors is not None:
@@ -111,7 +112,7 @@ def with_overrides(config: JobConfig, resources: Resources, batch_size: int | No
 
 
 def parse_actors(text: str) -> int | dict[str, int]:
-    """Read "4", or "1:64" for a number that follows the cluster. Raises ConfigError."""
+    """Parse "4", or "1:64" for a pool that scales with the cluster. Raises ConfigError."""
     numbers = text.split(":")
     if len(numbers) > 2 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
         raise ConfigError(f"--actors '{text}': expected a number of at least 1, or MIN:MAX, e.g. 1:64")
@@ -127,7 +128,7 @@ def parse_duration(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < 1e9:
-        raise ConfigError(f"'{text}' is no duration; expected e.g. 90s, 10m or 2h")
+        raise ConfigError(f"'{text}' is not a duration; expected e.g. 90s, 10m or 2h")
     return seconds
 
 

@@ -1,8 +1,6 @@
 """`cliper evaluate`: label a benchmark and score it, score a finished run, compare runs, print the table."""
 
-import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,45 +15,39 @@ from cliper.jobs.common import (
     Resources,
     WaitForResources,
     parse_duration,
-    run_tasks,
-    with_overrides,
 )
-from cliper.jobs.progress import RunProgress
-from cliper.jobs.session import RaySession, clean_stop, ray_session
+from cliper.jobs.evaluations import Options, evaluate_all, evaluate_live, evaluate_stored, run_sweep
+from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import JobConfig, load_classes, parse_yaml
-from cliper.pipeline.errors import EvaluationError
-from cliper.pipeline.evaluate.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
-from cliper.pipeline.evaluate.compare import compare, matching, table
-from cliper.pipeline.evaluate.evaluation import (
-    Evaluation,
-    check_summary,
-    count_stored,
-    open_evaluation,
-    require_labeled,
-)
-from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
-from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
-from cliper.pipeline.evaluate.results import Results, Setting, figures, heading, summarise
-from cliper.pipeline.label.job import Job, open_job
-from cliper.pipeline.label.stages import Task
-from cliper.pipeline.run.folder import Run, read_run
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.config import parse_yaml
+from cliper.pipeline.evaluate.benchmarks import load_benchmark
+from cliper.pipeline.evaluate.compare import compare, matching
+from cliper.pipeline.evaluate.results import Results, figures, heading
+from cliper.pipeline.extras import require
+from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
 
 
 @dataclass(frozen=True)
-class Options:
-    """What the command line says about how to run, as opposed to what."""
+class Mode:
+    """A way to use the command: the arguments it needs, and those it takes besides."""
 
-    storage: Storage
-    resources: Resources
-    session: RaySession
-    batch_size: int | None
-    shard_images: int | None
-    count_failed: bool
+    needs: tuple[str, ...]
+    takes: tuple[str, ...] = ()
+
+
+# By the option that asks for it; without any of them, a benchmark is labeled and scored.
+MODES = {
+    "--compare": Mode(()),
+    "--all": Mode(("--data", "--output"), ("--only", "--count-failed", "--shard-images", "--batch-size")),
+    "--run": Mode(("--data",), ("BENCHMARK", "--variant", "--protocol", "--count-failed")),
+    "--sweep": Mode(("BENCHMARK", "--data", "--output"), ("--variant", "--shard-images", "--batch-size")),
+    "": Mode(
+        ("BENCHMARK", "--data", "--output"), ("--variant", "--count-failed", "--shard-images", "--batch-size")
+    ),
+}
 
 
 def evaluate(
@@ -64,10 +56,10 @@ def evaluate(
         typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
     ] = None,
     data: Annotated[
-        str | None, Opt(help="Prepared benchmark; with --all the folder that holds them", metavar="URI")
+        str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
     ] = None,
     output: Annotated[
-        str | None, Opt(help="Run folder; with --all the folder of run folders", metavar="URI")
+        str | None, Opt(help="Run folder; with --all, the parent folder of all run folders", metavar="URI")
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
@@ -76,10 +68,10 @@ def evaluate(
         list[str] | None,
         Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
-    everything: Annotated[bool, Opt("--all", help="Every shipped config and variant: the table")] = False,
+    everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[list[str] | None, Opt(help="With --all: configs to run; repeat", metavar="CONFIG")] = None,
     compare_runs: Annotated[
-        tuple[str, str] | None, Opt("--compare", help="Two evaluated runs", metavar="A B")
+        tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
     device: Device = None,
@@ -93,177 +85,62 @@ def evaluate(
     storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
-    """Measure masks against a benchmark's ground truth: mIoU and everything around it.
+    """Measure masks against a benchmark's ground truth: mIoU and other metrics.
 
     Run the same command again to continue: finished shards are neither labeled nor counted again.
     """
+    asked = {
+        "BENCHMARK": benchmark, "--data": data, "--output": output, "--run": run, "--variant": variant,
+        "--protocol": protocol, "--sweep": sweep, "--all": everything, "--only": only, "--compare": compare_runs,
+        "--count-failed": count_failed, "--batch-size": batch_size, "--shard-images": shard_images,
+    }  # fmt: skip
+    mode = find_mode(asked)
     storage = Storage(parse_options(storage_option or []))
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
     with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
-        options = Options(storage, resources, session, batch_size, shard_images, count_failed)
-        if compare_runs is not None:
-            _, page = compare(*matching(*compare_runs, storage), storage)
-            print(page)
-        elif everything:
-            print(evaluate_all(_need(data, "--data"), _need(output, "--output"), only or [], options))
-        elif run is not None:
-            config = None if benchmark is None else load_benchmark(benchmark)
-            print_results(*evaluate_stored(run, _need(data, "--data"), config, variant, protocol, options))
-        elif sweep:
-            name = _need(benchmark, "BENCHMARK")
-            wanted = (_need(data, "--data"), _need(output, "--output"))
-            print(run_sweep(load_benchmark(name), variant, *wanted, parse_sweep(sweep), options))
-        else:
-            name = _need(benchmark, "BENCHMARK")
-            wanted = (_need(data, "--data"), _need(output, "--output"))
-            print_results(*evaluate_live(name, load_benchmark(name), variant, *wanted, options))
+        _do(mode, asked, Options(storage, resources, session, batch_size, shard_images, count_failed))
 
 
-def _need(value: str | None, what: str) -> str:
-    if value is None:
-        raise ConfigError(
-            f"{what} is missing; e.g. cliper evaluate voc21-b16 --data prepared/voc21 --output runs/voc21-b16"
-        )
-    return value
+def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
+    """Evaluate in this mode and print the outcome."""
+    require("evaluate", "cliper evaluate", "matplotlib")
+    config = None if asked["BENCHMARK"] is None else load_benchmark(asked["BENCHMARK"])
+    data, output, variant = asked["--data"], asked["--output"], asked["--variant"]
+    if mode == "--compare":
+        first, second = asked["--compare"]
+        print(compare(*matching(first, second, options.storage), options.storage)[1])
+    elif mode == "--all":
+        print(evaluate_all(data, output, asked["--only"] or [], options))
+    elif mode == "--run":
+        print_results(*evaluate_stored(asked["--run"], data, config, variant, asked["--protocol"], options))
+    elif config is not None and mode == "--sweep":
+        print(run_sweep(config, variant, data, output, parse_sweep(asked["--sweep"]), options))
+    elif config is not None:
+        print_results(*evaluate_live(asked["BENCHMARK"], config, variant, data, output, options))
 
 
-def evaluate_live(
-    name: str, config: BenchmarkConfig, variant: str | None, data: str, output: str, options: Options
-) -> tuple[Results, str]:
-    """Label the benchmark's images and count every shard as it is committed: results, and the page's URI."""
-    chosen = variant or next(iter(config.variants))
-    prepared = _open_data(data, options.storage, config)
-    with ExitStack() as held:
-        job = _open_job(config, chosen, prepared, output, options, held)
-        evaluation = open_evaluation(job.run, prepared, options.count_failed)
-        pending = job.run.pending_shards(job.manifest)
-        late = evaluation.uncounted_shards()
-        if pending or late:
-            options.session.connect()
-            for _ in count_stored(evaluation, late):
-                pass
-            _label_and_count(job, evaluation, pending, options.session)
-        setting = Setting(
-            protocol=config.protocol,
-            decided_by=config.protocol,
-            name=name,
-            backbone=config.backbone,
-            variant=chosen,
-            model=job.model,
-            published_miou=_published(config, chosen),
-        )
-        return _finish(evaluation, setting)
+def find_mode(asked: Mapping[str, Any]) -> str:
+    """The mode that the given arguments ask for, a key of MODES.
 
-
-def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], session: RaySession) -> None:
-    if not shards:
-        return
-    total = job.manifest.images
-    progress = RunProgress(total, total - job.manifest.images_in(shards))
-    tasks = [Task(shard) for shard in shards]
-    run_tasks(job, tasks, session, progress, evaluation.counter().stage, check_summary)
-
-
-def evaluate_stored(
-    run_uri: str,
-    data: str,
-    config: BenchmarkConfig | None,
-    variant: str | None,
-    protocol: str | None,
-    options: Options,
-) -> tuple[Results, str]:
-    """Count a finished run's masks; neither a model nor torch is loaded."""
-    run = read_run(run_uri, options.storage)
-    require_labeled(run)
-    prepared = _open_data(data, options.storage, config)
-    evaluation = open_evaluation(run, prepared, options.count_failed)
-    shards = evaluation.uncounted_shards()
-    if shards:
-        options.session.connect()
-        for _ in count_stored(evaluation, shards):
-            pass
-    return _finish(evaluation, _stored_setting(run, config, variant, protocol))
-
-
-def _stored_setting(
-    run: Run, config: BenchmarkConfig | None, variant: str | None, protocol: str | None
-) -> Setting:
-    decided: Protocol = run.identity["model"]["labels"]["protocol"]
-    chosen = _protocol(protocol) if protocol else decided
-    model = run.identity["model"]["backbone"]["model"]
-    if config is None:
-        return Setting(chosen, decided, model=model)
-    # Published figures hold for one model only: the run must have been labeled with that variant's settings.
-    names = [variant] if variant else list(config.variants)
-    same = [name for name in names if config.settings(name).model_dump(mode="json") == run.identity["model"]]
-    name = same[0] if same else ""
-    published = _published(config, name) if same and chosen == config.protocol else None
-    return Setting(chosen, decided, "", config.backbone if same else "", name, model, published)
-
-
-def _protocol(name: str) -> Protocol:
-    for known in PROTOCOLS:
-        if name == known:
-            return known
-    raise EvaluationError(f"unknown protocol '{name}'; allowed: {', '.join(PROTOCOLS)}")
-
-
-def evaluate_all(data: str, output: str, only: list[str], options: Options) -> str:
-    """Every shipped config and variant whose data are prepared, one after the other: the table as Markdown.
-
-    What is finished is not computed again; a benchmark whose data are not there is named and left out.
+    Raises ConfigError for two modes at once, a missing argument, or one that the mode has no use for.
     """
-    names = [name for name, _ in shipped_benchmarks()]
-    unknown = [name for name in only if name not in names]
-    if unknown:
-        raise ConfigError(f"unknown benchmark config '{unknown[0]}'; shipped: {', '.join(names)}")
-    results, absent = [], set()
-    for name in only or names:
-        config = load_benchmark(name)
-        where = _data_folder(data, config)
-        if not options.storage.exists(join(where, "dataset.json")):
-            absent.add(where)
-            continue
-        for variant in config.variants:
-            print(f"{name}, {variant}", file=sys.stderr, flush=True)
-            run_uri = join(output, f"{name}-{variant}")
-            results.append(evaluate_live(name, config, variant, where, run_uri, options)[0])
-    for where in sorted(absent):
-        print(f"not prepared, left out: {where}", file=sys.stderr)
-    if not results:
-        raise EvaluationError(
-            f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
+    given = [name for name, value in asked.items() if value not in (None, False, [])]
+    modes = [name for name in given if name in MODES]
+    if len(modes) > 1:
+        raise ConfigError(f"{modes[0]} and {modes[1]} do not go together; give one of them")
+    name = modes[0] if modes else ""
+    mode = MODES[name]
+    missing = [need for need in mode.needs if need not in given]
+    if missing:
+        raise ConfigError(
+            f"{missing[0]} is missing; "
+            "e.g. cliper evaluate voc21-b16 --data prepared/voc21 --output runs/voc21-b16"
         )
-    return table(results)
-
-
-def _data_folder(data: str, config: BenchmarkConfig) -> str:
-    """BENCHMARK, or BENCHMARK-TRUTH where a benchmark is published with several ground truths."""
-    return join(data, config.benchmark if config.truth is None else f"{config.benchmark}-{config.truth}")
-
-
-def run_sweep(
-    config: BenchmarkConfig,
-    variant: str | None,
-    data: str,
-    output: str,
-    values: Mapping[str, list[Any]],
-    options: Options,
-) -> str:
-    """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
-    from cliper.pipeline.evaluate.sweep import make_grid, open_sweep, sweep_results, sweep_shards, sweep_table
-
-    prepared = _open_data(data, options.storage, config)
-    with ExitStack() as held:
-        job = _open_job(config, variant or next(iter(config.variants)), prepared, output, options, held)
-        grid = make_grid(job.config.model, values)
-        evaluation = open_evaluation(job.run, prepared, options.count_failed)
-        folder = open_sweep(evaluation, grid)
-        pool = options.session.pool(job.config.resources)
-        for _ in sweep_shards(evaluation, folder, job, grid, pool):
-            pass
-    rows = sweep_results(options.storage, folder, prepared, grid, config.protocol)
-    return f"{sweep_table(rows)}\n{len(rows)} variants in {folder}"
+    useless = [arg for arg in given if arg not in (name, *mode.needs, *mode.takes)]
+    if useless:
+        what = f"with {name}" if name else "without --run, --all, --sweep or --compare"
+        raise ConfigError(f"{useless[0]} has no effect {what}; leave it out, or see cliper evaluate --help")
+    return name
 
 
 def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
@@ -277,46 +154,8 @@ def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
     return values
 
 
-def _open_data(uri: str, storage: Storage, config: BenchmarkConfig | None) -> Prepared:
-    prepared = open_prepared(uri, storage)
-    if config is not None and prepared.benchmark != config.benchmark:
-        raise EvaluationError(f"{uri} holds {prepared.benchmark}, but the config is for {config.benchmark}")
-    if config is not None and config.truth not in (None, prepared.truth_form):
-        print(
-            f"note: {uri} has the ground truth '{prepared.truth_form}'; published figures use '{config.truth}'",
-            file=sys.stderr,
-        )
-    return prepared
-
-
-def _open_job(
-    config: BenchmarkConfig, variant: str, prepared: Prepared, output: str, options: Options, held: ExitStack
-) -> Job:
-    settings = JobConfig(model=config.settings(variant))
-    if options.shard_images is not None:
-        shard = settings.shard.model_copy(update={"images": options.shard_images})
-        settings = settings.model_copy(update={"shard": shard})
-    settings = with_overrides(settings, options.resources, options.batch_size)
-    classes, gpu = load_classes(config.classes), options.session.wants_gpu
-    return open_job(prepared.index_uri, output, settings, classes, options.storage, held, gpu)
-
-
-def _published(config: BenchmarkConfig, variant: str) -> float | None:
-    percent = config.published_miou.get(variant)
-    return None if percent is None else percent / 100
-
-
-def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
-    """Verify, add up, and write the report."""
-    from cliper.pipeline.evaluate.page import write_report
-
-    counts = evaluation.read()
-    results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
-    return results, write_report(evaluation, counts, results)
-
-
 def print_results(results: Results, page: str) -> None:
-    """The headline figures, on stdout."""
+    """Print the main figures and the report's path."""
     print(heading(results))
     for name, value in figures(results):
         print(f"  {name:<40} {value}")

@@ -31,16 +31,18 @@ def export(
     class_: Annotated[
         list[str] | None, Opt("--class", help="Images with this class; repeat for any of several", metavar="NAME")
     ] = None,
-    min_confidence: Annotated[float | None, Opt(help="Least mean confidence of an image, 0 to 1")] = None,
-    min_area: Annotated[float | None, Opt(help="Least share of the image one such class covers, 0 to 1")] = None,
+    min_confidence: Annotated[float | None, Opt(help="Minimum mean confidence of an image, 0 to 1")] = None,
+    min_area: Annotated[float | None, Opt(help="Minimum share that one such class covers, 0 to 1")] = None,
     where: Annotated[
         str | None, Opt(help='SQL condition over the rows, e.g. "margin < 0.2"', metavar="SQL")
     ] = None,
     val_share: Annotated[
-        float | None, Opt(min=0, max=1, help=f"voc, yolo-seg: share of val; default {VAL_SHARE}")
+        float | None, Opt(min=0, max=1, help=f"voc, yolo-seg: share of the val split; default {VAL_SHARE}")
     ] = None,
-    corrections: Annotated[str, Opt(help="Reviewed masks: latest, none, or a version number")] = "latest",
-    workers: Annotated[int | None, Opt(min=1, help="Processes, a shard each; default: one per CPU")] = None,
+    corrections: Annotated[str, Opt(help="Corrected masks: latest, none, or a version number")] = "latest",
+    workers: Annotated[
+        int | None, Opt(min=1, help="Processes, one shard each at a time; default: one per CPU")
+    ] = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write the masks of RUN to OUTPUT in another tool's format.
@@ -49,10 +51,10 @@ def export(
     """
     from cliper.pipeline.export.base import Plan
     from cliper.pipeline.export.driver import export as write_export
-    from cliper.pipeline.export.driver import pick
+    from cliper.pipeline.export.driver import find_exporter
     from cliper.pipeline.run.rows import RowFilter
 
-    exporter = pick(to)
+    exporter = find_exporter(to)
     if val_share is not None and not exporter.splits:
         raise ConfigError(f"--val-share is for formats with a split (voc, yolo-seg); {to} has none")
     opened = read_run(run, Storage(parse_options(storage_option or [])))
@@ -67,7 +69,7 @@ def export(
         raise typer.Exit(INTERRUPTED) from None
     print(describe(done, plan.format))
     if exporter.needs_images and not images:
-        print("note      the images are not there; trainers of this format need them beside the masks: --images")
+        print("note      the images were not copied; trainers of this format need them: --images")
 
 
 def parse_version(text: str) -> "Version":
@@ -82,7 +84,7 @@ def parse_version(text: str) -> "Version":
 
 
 def describe(done: "Summary", to: str) -> str:
-    """What was written, in a few lines."""
+    """The summary of an export: images, skipped images by reason, output."""
     left_out = ", ".join(f"{reason} {count}" for reason, count in sorted(done.left_out.items()))
     return (
         f"exported  {done.images} images of {done.shards} shards in {done.seconds:.1f} s\n"

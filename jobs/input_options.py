@@ -1,4 +1,4 @@
-"""Command-line options on how the input is read; they stand for the `input` section of a config."""
+"""Command-line options on how the input is read; they override the `input` section of a config."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ _PANEL = "Input"
 
 Format = Annotated[
     str | None,
-    Opt(help="auto (by the ending), images, list, parquet or tar", metavar="FORM", rich_help_panel=_PANEL),
+    Opt(help="auto (by the extension), images, list, parquet or tar", metavar="FORM", rich_help_panel=_PANEL),
 ]
 ImageColumn = Annotated[
     str | None, Opt(help="Column of image bytes in Parquet", metavar="NAME", rich_help_panel=_PANEL)
@@ -27,12 +27,11 @@ Include = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    Opt(
-        help="Leave out images whose id matches, e.g. '*.mask.png'; repeat", metavar="GLOB", rich_help_panel=_PANEL
-    ),
+    Opt(help="Skip images whose id matches, e.g. '*.mask.png'; repeat", metavar="GLOB", rich_help_panel=_PANEL),
 ]
 AnyName = Annotated[
-    bool, Opt("--any-name", help="Take files without an image's ending, by content", rich_help_panel=_PANEL)
+    bool,
+    Opt("--any-name", help="Read files of any name and recognize images by content", rich_help_panel=_PANEL),
 ]
 Truncated = Annotated[
     str | None,
@@ -40,13 +39,13 @@ Truncated = Annotated[
 ]
 SkipDamaged = Annotated[
     bool,
-    Opt("--skip-damaged", help="Go on without what follows the damage in a tar", rich_help_panel=_PANEL),
+    Opt("--skip-damaged", help="Skip the rest of a damaged tar instead of stopping", rich_help_panel=_PANEL),
 ]
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What the command line says; None, empty or False leaves a setting as the config has it."""
+    """Values of the options above; None, empty or False keeps the config's value."""
 
     format: str | None = None
     image_column: str | None = None
@@ -60,7 +59,7 @@ class InputOptions:
 
 
 def with_input(config: JobConfig, options: InputOptions) -> JobConfig:
-    """The config with the options put in. Raises ConfigError for a value that is not allowed."""
+    """The config with the options applied. Raises ConfigError for a value that is not allowed."""
     content: dict[str, Any] = config.model_dump()
     content["input"] |= {key: value for key, value in asdict(options).items() if value}
     return validate(JobConfig, content, "command line")

@@ -1,4 +1,4 @@
-"""`cliper label`: images in, masks and metadata in Parquet out."""
+"""`cliper label`: label images and write masks and metadata to Parquet."""
 
 from contextlib import ExitStack
 from typing import Annotated
@@ -49,7 +49,7 @@ def label(
     output: Annotated[str, Opt(help="Run folder: local path or s3:// prefix", metavar="URI")],
     classes: Annotated[
         str | None,
-        Opt(help="Class file, one per line, or a shipped list; needed for real weights", metavar="FILE"),
+        Opt(help="Class file, one class per line, or a shipped list; required with real weights", metavar="FILE"),
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[
@@ -85,7 +85,7 @@ def label(
     skip_damaged: SkipDamaged = False,
     new_run: Annotated[
         bool,
-        Opt("--new-run", help="If OUTPUT holds a run, leave it and use the first free OUTPUT-2, OUTPUT-3, ..."),
+        Opt("--new-run", help="If OUTPUT holds a run, write to the first free OUTPUT-2, OUTPUT-3, ... instead"),
     ] = False,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:

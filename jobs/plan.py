@@ -1,4 +1,4 @@
-"""`cliper plan`: time, output and cost of labeling a corpus, before anyone pays for it."""
+"""`cliper plan`: estimate time, output and cost of labeling a corpus from a labeled sample."""
 
 import sys
 from typing import Annotated
@@ -20,7 +20,7 @@ from cliper.jobs.input_options import (
     with_input,
 )
 from cliper.jobs.storage_options import StorageOption, parse_options
-from cliper.pipeline.config import classes_for, describe_classes, load_config, pick
+from cliper.pipeline.config import classes_for, describe_classes, load_config, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import list_entries, no_images
 from cliper.pipeline.label.estimate import Corpus, Estimate, Measured, estimate, measure, sample_corpus
@@ -34,14 +34,14 @@ LISTED_EVERY = 100_000
 def plan(
     input: Annotated[str, Opt(help="As for `cliper label`", metavar="URI")],
     classes: Annotated[
-        str | None, Opt(help="Class file, or a shipped list; needed for real weights", metavar="FILE")
+        str | None, Opt(help="Class file, or a shipped list; required with real weights", metavar="FILE")
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[str, Opt(help="exact, fast or clip-only, as for `cliper label`")] = "exact",
     sample: Annotated[int, Opt(min=1, help="Images to label for the estimate")] = 64,
     actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
-    price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) for an hour")] = None,
-    seed: Annotated[int, Opt(help="Decides which images are drawn")] = 0,
+    price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) per hour")] = None,
+    seed: Annotated[int, Opt(help="Random seed of the sample")] = 0,
     format: Format = None,
     image_column: ImageColumn = None,
     id_column: IdColumn = None,
@@ -53,19 +53,20 @@ def plan(
     skip_damaged: SkipDamaged = False,
     storage_option: StorageOption = None,
 ) -> None:
-    """Label a sample of INPUT here and estimate the whole: run it on the kind of machine you will pay for.
+    """Label a sample of INPUT on this machine and estimate the whole run.
 
-    Writes nothing. One actor is measured; actors do not share work, so more of them scale as long as the
-    storage keeps up (the line `reading` says what one reader gets).
+    Run it on the kind of machine that the run will use. Nothing is written. One actor is measured; actors are
+    independent, so throughput scales with their number as long as the storage keeps up (the line `reading`
+    shows the rate of one reader).
     """
     reading = InputOptions(
         format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
     )
     settings = with_input(with_preset(load_config(config), preset), reading)
     class_list = classes_for(classes, settings)
-    kind = pick("segmenter", settings.segmenter, SEGMENTERS)
+    kind = lookup("segmenter", settings.segmenter, SEGMENTERS)
     settings = kind.pin(settings)
-    kind.identity(settings)  # weights that are missing or will not load are found before anything is listed
+    kind.identity(settings)  # raises for missing or unusable weights before the input is listed
     storage = Storage(parse_options(storage_option or []))
     left_out = LeftOut()
     corpus = sample_corpus(list_entries(storage, input, settings.input, left_out), sample, seed, _report)

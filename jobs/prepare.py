@@ -1,4 +1,4 @@
-"""`cliper prepare`: a benchmark as people download it, to what `cliper evaluate` reads."""
+"""`cliper prepare`: convert a downloaded benchmark to the form that `cliper evaluate` reads."""
 
 import sys
 from pathlib import Path
@@ -23,17 +23,17 @@ def prepare(
             help="voc21, voc20, context60, context59, coco_object, coco_stuff, ade20k, cityscapes, or folder",
         ),
     ],
-    root: Annotated[Path, Opt(help="Where the download was unpacked", metavar="DIR")],
+    root: Annotated[Path, Opt(help="Folder of the unpacked download", metavar="DIR")],
     out: Annotated[str | None, Opt(help="Default: ROOT/prepared/BENCHMARK", metavar="URI")] = None,
     truth: Annotated[
         str | None,
-        Opt(help="Form of the ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole"),
+        Opt(help="Kind of ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole"),
     ] = None,
     allow_partial: Annotated[bool, Opt("--allow-partial", help="Accept fewer images than published")] = False,
     copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,
     storage_option: StorageOption = None,
 ) -> None:
-    """Check a downloaded benchmark and write its list of images and its ground truth to OUT."""
+    """Check a downloaded benchmark and write its image list and its ground truth to OUT."""
     target = out or str(root / "prepared" / benchmark)
     storage = Storage(parse_options(storage_option or []))
     done = write_prepared(benchmark, root, target, storage, truth, allow_partial, copy_images, _report)
@@ -41,7 +41,7 @@ def prepare(
 
 
 def describe(prepared: Prepared) -> str:
-    """One line on a prepared benchmark."""
+    """One-line summary: images, classes, ground truth, URI; marks an incomplete benchmark."""
     short = "" if prepared.complete else f" of {prepared.expected}: not the published benchmark"
     return (
         f"{prepared.benchmark}: {prepared.images} images{short}, {len(prepared.class_names)} classes, "

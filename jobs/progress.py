@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress of a run: a live bar on a terminal, else a plain line every few seconds."""
 
 import sys
 import time
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from cliper.pipeline.label.watch import Seen
 
 LINE_SECONDS = 5.0
-POLL_SECONDS = 1.0  # between two looks at what the actors noted
+POLL_SECONDS = 1.0  # between two reads of the actors' notes
 RATE_SECONDS = 60.0
-JUDGED_AFTER = 100  # images: a share of fewer says little
+JUDGED_AFTER = 100  # images: a share of fewer is not meaningful
 
 
 class RunProgress:
-    """Counts images as shards are committed and, in between, as the actors note them; shows both on stderr."""
+    """Counts committed images and, between commits, the images noted by the actors; shows both on stderr."""
 
     def __init__(self, total: int, done: int) -> None:
-        """`total` images of the run, of which `done` were finished before."""
+        """`total` images of the run, of which earlier commands finished `done`."""
         self.total, self.before, self.images = total, done, 0
         self.failures: Counter[str] = Counter()
         self.started = time.monotonic()
         self.actors = 0  # with their model loaded
         self._committed: set[int] = set()
-        self._at_work: dict[int, tuple[int, int]] = {}  # shard: images through the model, of which failed
+        self._at_work: dict[int, tuple[int, int]] = {}  # shard: images segmented, of which failed
         self._history = deque([(self.started, 0)])  # (time, images) of the last minute
         self._last_line, self._first_image = 0.0, False
         self._bar: Progress | None = None
 
     @contextmanager
     def watching(self, board: str) -> Iterator[None]:
-        """Show the bar, or lines, for the length of the block; reads what the actors note on `board`."""
+        """Show a bar, or lines, until the block ends, from the actors' notes on `board`."""
         stop = Event()
         self._bar = _bar() if sys.stderr.isatty() else None
         with self._bar or nullcontext():
@@ -56,14 +56,14 @@ class RunProgress:
                 watcher.join(timeout=5)
 
     def add(self, summary: Mapping[str, Any]) -> None:
-        """Count one committed shard (the summary of write_shard)."""
+        """Count one committed shard; `summary` is that of write_shard."""
         self.images += summary["images"]
         self.failures.update(summary["failures"])
         self._committed.add(summary["shard"])
         self._show()
 
     def see(self, seen: "Seen") -> None:
-        """Take over what the actors noted."""
+        """Update the display from the actors' notes."""
         if len(seen.devices) > self.actors:
             self.actors = len(seen.devices)
             device, seconds = seen.devices[-1], seen.model_seconds[-1]
@@ -77,7 +77,7 @@ class RunProgress:
 
     @property
     def labeled(self) -> int:
-        """Images of this command that have been through the model."""
+        """Images that this command has segmented so far."""
         waiting = sum(done for shard, (done, _) in self._at_work.items() if shard not in self._committed)
         return min(self.images + waiting, self.total - self.before)
 
@@ -131,7 +131,7 @@ class RunProgress:
 
 
 def _clock(seconds: float) -> str:
-    """E.g. 0:42, 1:05:00."""
+    """Format a duration as 0:42 or 1:05:00."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -139,7 +139,7 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class FailureLimit:
-    """How many images of one command may fail: `count` of them, or a `share` between 0 and 1.
+    """The number of images that may fail in one command: `count` of them, or a `share` between 0 and 1.
 
     A share is judged once 100 images were labeled, or all that were left. Shards of earlier commands do not count.
     Without either, a command stops if none of its first 100 images has a mask.
@@ -150,7 +150,7 @@ class FailureLimit:
 
     @classmethod
     def parse(cls, text: str) -> "FailureLimit":
-        """Read "50" or "2.5%". Raises ConfigError."""
+        """Parse "50" or "2.5%". Raises ConfigError."""
         try:
             limit = cls(share=float(text[:-1]) / 100) if text.endswith("%") else cls(count=int(text))
         except ValueError:
@@ -164,7 +164,7 @@ class FailureLimit:
         return limit
 
     def check(self, progress: RunProgress) -> None:
-        """Raise TooManyFailuresError if more images failed so far."""
+        """Raise TooManyFailuresError if the limit is exceeded."""
         failed, images = sum(progress.failures.values()), progress.images
         if self.share is None and self.count is None:
             exceeded = JUDGED_AFTER <= images == failed
@@ -182,8 +182,8 @@ class FailureLimit:
                     "`cliper retry` labels them again once it is mended; --max-failures 100% goes on all the same"
                 )
             raise TooManyFailuresError(
-                f"{failed} of {images} images failed ({causes}), more than --max-failures {allowed}; what was "
-                "labeled is kept, and the same command with a higher limit, or none, continues"
+                f"{failed} of {images} images failed ({causes}), more than --max-failures {allowed}; labeled "
+                "shards are kept, and the same command with a higher limit, or none, continues"
             )
 
 

@@ -1,4 +1,4 @@
-"""`cliper report`: one HTML page on a run."""
+"""`cliper report`: write a self-contained HTML page on a run."""
 
 import time
 from typing import Annotated
@@ -20,7 +20,7 @@ def report(
 ) -> None:
     """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
 
-    Works while the run is still going. The page loads nothing from elsewhere and can be sent as a file.
+    Works on unfinished runs. The page loads no other files and can be sent as one file.
     """
     from cliper.pipeline.report.run_page import write_run_report
     from cliper.pipeline.run.folder import read_run

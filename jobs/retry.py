@@ -1,4 +1,4 @@
-"""`cliper retry`: compute the failed rows of a run again."""
+"""`cliper retry`: label the failed images of a run again and replace their rows."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from cliper.jobs.common import (
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
-from cliper.pipeline.config import pick
+from cliper.pipeline.config import lookup
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.label.job import Job
@@ -40,9 +40,7 @@ def retry(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     error_type: Annotated[
         list[str] | None,
-        Opt(
-            help="Only rows that failed this way (missing, corrupt, poison, ...); repeat for more", metavar="TYPE"
-        ),
+        Opt(help="Only rows with this error (missing, corrupt, poison, ...); repeat for more", metavar="TYPE"),
     ] = None,
     device: Device = None,
     actors: Actors = None,
@@ -53,11 +51,11 @@ def retry(
     storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
-    """Compute the failed rows of RUN again, with the settings the run was made with, and put them in their place.
+    """Label the failed images of RUN again, with the settings of the run, and replace their rows.
 
-    Finished rows are not touched. An image that fails again stays a failed row, with the new reason and one more
-    attempt. After an interruption, run the same command again. What evaluations counted in the changed shards is
-    removed; the next 'cliper evaluate' counts them anew.
+    Rows with a mask are not changed. An image that fails again stays a failed row, with the new reason and one
+    more attempt. After an interruption, run the same command again. Evaluation counts of the changed shards are
+    removed; the next 'cliper evaluate' recounts them.
     """
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
     wait = parse_duration(wait_for_resources)
@@ -73,13 +71,13 @@ def retry(
 
 
 def open_stored(run: Run, resources: Resources) -> Job:
-    """The job a run was made by, from run.json. Raises RunError if it would now write something else."""
+    """The job of a run, from run.json. Raises RunError if it would now produce other masks."""
     manifest = read_manifest(run.storage, run.uri)
     if manifest is None:
-        raise RunError(f"{run.uri} has no manifest: nothing was labeled yet; run 'cliper label' again")
+        raise RunError(f"{run.uri} has no manifest: no image was labeled yet; run 'cliper label' again")
     settings, classes = stored_settings(run)
     config = with_overrides(settings, resources)
-    kind = pick("segmenter", config.segmenter, SEGMENTERS)
+    kind = lookup("segmenter", config.segmenter, SEGMENTERS)
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     require_same(run, config, classes, weights)
@@ -87,7 +85,7 @@ def open_stored(run: Run, resources: Resources) -> Job:
 
 
 def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> RunProgress:
-    """Label the failed images on Ray; returns how many were tried, and what failed again."""
+    """Label the failed images on Ray; returns the counts of images tried and failed again."""
     forget_counts(job.run, failed)
     progress = RunProgress(sum(len(f.image_ids) for f in failed.values()), 0)
     tasks = [Task(shard, again) for shard, again in failed.items()]
@@ -97,7 +95,7 @@ def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> Ru
 
 
 def print_outcome(failed: dict[int, Failed], progress: RunProgress) -> None:
-    """What was tried and what still fails, on stdout."""
+    """Print the number of images tried, and the failures that remain by cause."""
     print(f"retried   {progress.images} images in {len(failed)} shards ({progress.seconds:.1f} s)")
     print(f"left      {_causes(progress.failures)} in these shards")
 

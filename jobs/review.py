@@ -1,4 +1,4 @@
-"""`cliper review`: hand the masks that need it most to people, and take their corrections back."""
+"""`cliper review`: export the masks that most need review, and import the corrections."""
 
 import json
 import sys
@@ -14,7 +14,8 @@ from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.storage.backend import Storage, join
 
 review = typer.Typer(
-    help="Let people look at the masks that need it most, and take their corrections back.",
+    name="review",
+    help="Export the masks that most need review to Label Studio, and import the corrections.",
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -34,13 +35,13 @@ def pick(
     class_name: Annotated[
         list[str] | None, Opt("--class", help="Only images with this class; repeat for more", metavar="NAME")
     ] = None,
-    where: Annotated[str | None, Opt(help="Only rows for which this SQL condition holds", metavar="SQL")] = None,
-    again: Annotated[bool, Opt("--again", help="Also images that were reviewed before")] = False,
+    where: Annotated[str | None, Opt(help="Only rows that meet this SQL condition", metavar="SQL")] = None,
+    again: Annotated[bool, Opt("--again", help="Also pick images that were reviewed before")] = False,
     storage_option: StorageOption = None,
 ) -> None:
-    """Write the images most worth a look as Label Studio tasks, the most urgent first.
+    """Write the images that most need review as Label Studio tasks, the most urgent first.
 
-    The score is the mean of doubt (a small lead over the second-best class, compared with the other images),
+    The score is the mean of doubt (a small margin over the second-best class, compared with the other images),
     rarity (of the rarest class in the mask) and, with --against, disagreement (1 - mean IoU). Import tasks.json
     into a Label Studio project whose labeling interface is config.xml.
     """
@@ -50,10 +51,10 @@ def pick(
     storage = Storage(parse_options(storage_option or []))
     opened = read_run(run, storage)
     if storage.exists(join(output, "tasks.json")):
-        raise ReviewError(f"{join(output, 'tasks.json')} is there already; choose another output")
+        raise ReviewError(f"{join(output, 'tasks.json')} exists already; choose another output")
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
-    picks = reviews.pick(opened, count, keep, other, again)
+    picks = reviews.select_images(opened, count, keep, other, again)
     if not picks:
         raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
     storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())
@@ -70,9 +71,9 @@ def apply(
     export: Annotated[str, typer.Argument(help="The project's export, format JSON", metavar="EXPORT")],
     storage_option: StorageOption = None,
 ) -> None:
-    """Store what people corrected in Label Studio as a new version of corrections in RUN.
+    """Store the corrections of a Label Studio export as a new version in RUN.
 
-    The run's own masks stay as they are. Exports and training lay the latest version over them.
+    The run's own masks are not changed. Exports and training use the masks of the latest version instead of them.
     """
     from cliper.pipeline.review.apply import apply_review
 
@@ -80,7 +81,7 @@ def apply(
     opened = read_run(run, storage)
     done = apply_review(opened, _read(storage, export), export)
     if done.skipped:
-        print(f"{done.skipped} tasks without an annotation were left out", file=sys.stderr)
+        print(f"{done.skipped} tasks without an annotation were skipped", file=sys.stderr)
     print(f"reviewed  {done.changed + done.confirmed} images: {done.changed} changed, {done.confirmed} confirmed")
     print(f"version   {_version(opened, done.version, done.stored)}")
 

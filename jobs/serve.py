@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.serve_guard import MOST_UPLOAD
-from cliper.model.errors import CliperError, ConfigError
+from cliper.model.errors import ConfigError
 from cliper.pipeline.config import CONFIGS, classes_for, load_config
 from cliper.pipeline.corpus.decode import SUFFIXES
+from cliper.pipeline.extras import require
 
 Opt = typer.Option
 
@@ -39,12 +40,8 @@ def serve(
     settings, pictures = load_config(config), find_examples(examples)
     names = classes_for(classes, settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-    try:
-        from cliper.jobs.serve_page import THEME, build_page, css, guarded
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise CliperError("`cliper serve` needs Gradio: pip install 'cliper[serve]'") from error
+    require("serve", "cliper serve", "gradio", "matplotlib")
+    from cliper.jobs.serve_page import THEME, build_page, css, guarded
     from cliper.pipeline.report.preview import Previewer
 
     check_address(host, port)

@@ -22,25 +22,25 @@ from cliper.pipeline.errors import ResourceError
 if TYPE_CHECKING:
     from cliper.pipeline.label.pool import Node, Pool
 
-CONNECT_SECONDS = 60.0  # until an address that does not answer is given up
-SAY_EVERY = 10.0  # seconds between two lines while it does not
+CONNECT_SECONDS = 60.0  # to wait for an address to answer
+SAY_EVERY = 10.0  # seconds between two messages while waiting
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
-    "RAY_NUM_REDIS_GET_RETRIES": "1",  # a port that is no Ray's: 40 s instead of 13 minutes
+    "RAY_NUM_REDIS_GET_RETRIES": "1",  # fail after 40 s instead of 13 minutes if another program has the port
 }
 
-INTERRUPTED, TERMINATED = 130, 143  # what a shell reports for a program stopped with Ctrl-C, with SIGTERM
+INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes after Ctrl-C and SIGTERM
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which `ray job stop` and cluster managers send: stops the work as Ctrl-C does."""
+    """SIGTERM, sent by `ray job stop` and cluster managers: stops the command as Ctrl-C does."""
 
 
 @contextmanager
 def clean_stop(what: str) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM inside the block into a line that names `what` and exit code 130 or 143."""
+    """On Ctrl-C or SIGTERM inside the block, print a line that names `what` and exit with 130 or 143."""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         yield
@@ -56,10 +56,10 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 class RaySession:
-    """A Ray to run on, connected when it is first needed: RAY_ADDRESS, else one started here."""
+    """A lazy connection to the cluster at RAY_ADDRESS, or to a local one started on first use."""
 
     def __init__(self, verbose: bool, wait: float, held: ExitStack) -> None:
-        """Ray's own messages show if `verbose`; `wait` seconds for resources that are not free yet."""
+        """`verbose` shows Ray's own messages; `wait` is the time in seconds to wait for free resources."""
         self.verbose, self.wait, self._held = verbose, wait, held
         self._connected = False
 
@@ -70,16 +70,18 @@ class RaySession:
             self._connected = True
 
     def nodes(self) -> "list[Node]":
-        """The nodes of the cluster, and what is free on them."""
+        """The nodes of the cluster with their free resources."""
         from cliper.pipeline.label.cluster import cluster_nodes
 
         self.connect()
         return cluster_nodes()
 
     def wants_gpu(self, wanted: ResourceConfig) -> bool:
-        """Whether a run's actors go on GPUs; connects only where the settings leave that open."""
+        """Whether a run's actors go on GPUs. Connects only if the settings leave that to a cluster."""
         from cliper.pipeline.label.pool import wants_gpu
 
+        if wanted.device == "auto" and not os.environ.get("RAY_ADDRESS"):
+            return _local_gpus() > 0
         return wants_gpu(wanted, self.nodes() if wanted.device == "auto" else [])
 
     def pool(self, wanted: ResourceConfig) -> "Pool":
@@ -96,28 +98,35 @@ class RaySession:
         return pool
 
 
+def _local_gpus() -> int:
+    """GPUs that a Ray on this machine would find, by Ray's own detection, without starting one."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    found: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return found if visible is None else min(found, len(visible))
+
+
 @contextmanager
 def ray_session(verbose: bool, wait: float = 0.0) -> Iterator[RaySession]:
-    """A RaySession; what it connected or started is closed at the end."""
+    """A RaySession whose connection, or local Ray, is closed when the block ends."""
     with ExitStack() as held:
+        held.enter_context(_environment())  # Ray reads it once, as it is imported
         yield RaySession(verbose, wait, held)
 
 
 def say(text: str) -> None:
-    """One line on stderr, at once."""
+    """Print one line to stderr and flush it."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def _connected(verbose: bool) -> Iterator[None]:
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     with ExitStack() as held:
         address = os.environ.get("RAY_ADDRESS", "")
         say(f"connecting to Ray at {address} (RAY_ADDRESS)" if address else "starting Ray on this machine")
-        if not address:
-            held.enter_context(_private_token())
-        elif address != "auto":
+        if address not in ("", "auto"):
             _check_address(address)
             _await_port(address, CONNECT_SECONDS)
         held.enter_context(contextlib.nullcontext() if verbose else _quiet())
@@ -138,10 +147,10 @@ def _init(address: str, verbose: bool) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", log_to_driver=verbose, logging_level=level, **local)
-    except Exception as error:  # Ray has no type of its own for it
+    except Exception as error:  # Ray has no specific exception type for this
         raise ResourceError(explain_ray(error, address)) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
-    import ray.data  # configures its logging as it is imported
+    import ray.data  # configures its logging at import
 
     for console in logging.getLogger("ray.data").handlers:
         if isinstance(console, logging.StreamHandler):
@@ -149,14 +158,14 @@ def _init(address: str, verbose: bool) -> None:
 
 
 def explain_ray(error: Exception, address: str) -> str:
-    """Why Ray cannot be reached or started: all of its reason on one line, and what to do about it."""
+    """The message for a failed connection or start: Ray's full reason on one line, and a remedy."""
     text = " ".join(" ".join((str(error) or type(error).__name__).split()).split(" To fix this, either:")[:1])
     remedy = next((advice for sign, advice in _REMEDIES if sign.lower() in text.lower()), "")
     where = f"reached at RAY_ADDRESS={address}" if address else "started here"
     return f"Ray cannot be {where}: {text[:1500]}{f'; {remedy}' if remedy else ''}"
 
 
-# Part of Ray's text: what helps. The first that occurs is taken.
+# (part of Ray's text, remedy); the first match is used.
 _REMEDIES = (
     ("version mismatch", "install the cluster's Ray and Python here, or submit the command as a job"),
     ("token", "set RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token and RAY_AUTH_MODE=token"),
@@ -179,7 +188,7 @@ _REMEDIES = (
 
 
 def _check_address(address: str) -> None:
-    """Refuse addresses that are not a cluster's own. Raises ResourceError."""
+    """Raise ResourceError for an address that is not HOST:PORT of a head."""
     scheme, _, rest = address.rpartition("://")
     if scheme in ("http", "https"):
         raise ResourceError(
@@ -215,14 +224,15 @@ def _await_port(address: str, seconds: float) -> None:
 
 
 @contextmanager
-def _private_token() -> Iterator[None]:
-    """Give a local Ray a token of its own, in the environment only.
+def _environment() -> Iterator[None]:
+    """Settings for Ray, and for a local Ray a token of its own; settings of the user's are left alone.
 
-    Without this, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it. Settings
-    of the user's own are left alone.
+    Without the token, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it.
     """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    if any(name in os.environ for name in names):
+    if os.environ.get("RAY_ADDRESS") or "ray" in sys.modules or any(name in os.environ for name in names):
         yield
         return
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -235,10 +245,10 @@ def _private_token() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Ray's Python warnings and the log lines of its C++ side off the terminal; our own stderr stays.
+    """Hide Ray's Python warnings and the log lines of its C++ core, but not our own stderr.
 
-    The C++ side writes to file descriptor 2 itself, so that is pointed elsewhere while `sys.stderr` moves to a
-    copy of it. Ray keeps the same lines in its session folder.
+    The C++ core writes to file descriptor 2 directly, so 2 is redirected to /dev/null and `sys.stderr` to a copy
+    of the terminal. Ray keeps the same lines in its session folder.
     """
     terminal, ours = os.dup(2), sys.stderr
     with warnings.catch_warnings(), os.fdopen(terminal, "w", buffering=1) as copy:

@@ -1,4 +1,4 @@
-"""`cliper status`: how far a run is, from any machine."""
+"""`cliper status`: show the progress of a run, from any machine."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -19,16 +19,16 @@ def status(
     quick: Annotated[bool, Opt("--quick", help="List names only; do not read what failed")] = False,
     storage_option: StorageOption = None,
 ) -> None:
-    """Show what of RUN is done, how fast, what failed, when it will end, and who works on it.
+    """Show the progress of RUN: images done, rate, failures, time left and lease holder.
 
-    Reads names, times and file footers; the driver is not asked, and nothing is written.
+    Reads names, times and file footers. Does not contact the driver and writes nothing.
     """
     found = read_status(read_run(run, Storage(parse_options(storage_option or []))), failures=not quick)
     print(found.to_json() if json_output else describe(found, datetime.now(UTC)))
 
 
 def describe(found: Status, now: datetime) -> str:
-    """The status as lines for people; `now` is aware."""
+    """The status as readable lines; `now` is a timezone-aware time."""
     share = f" ({found.images_done / found.images:.1%})" if found.images else ""
     lines = [
         ("run", f"{found.uri}, {found.fingerprint}, {found.state}"),
@@ -40,7 +40,7 @@ def describe(found: Status, now: datetime) -> str:
         ("driver", _driver(found)),
     ]
     if found.started:
-        lines.append(("at work", _started(found)))
+        lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
 
 
@@ -48,7 +48,7 @@ def _left(found: Status, now: datetime) -> str:
     if found.images and found.images_done == found.images:
         return "nothing"
     if found.seconds_left is None:
-        return "unknown: too few shards" if found.state == "running" else "until somebody continues it"
+        return "unknown: too few shards" if found.state == "running" else "unknown: not running"
     end = now + timedelta(seconds=found.seconds_left)
     return f"about {timedelta(seconds=round(found.seconds_left))}, until {end:%Y-%m-%d %H:%M} UTC"
 
@@ -72,5 +72,5 @@ def _driver(found: Status) -> str:
 def _started(found: Status) -> str:
     again = [started for started in found.started if started.starts > 1]
     deaths = sum(started.deaths for started in again)
-    text = f"{len(found.started)} shards begun, {len(again)} of them again"
-    return text + (f" after {deaths} deaths of an image's process" if deaths else "")
+    text = f"{len(found.started)} shards, {len(again)} of them restarted"
+    return text + (f" after an image's process died {deaths} times" if deaths else "")

@@ -1,4 +1,4 @@
-"""`cliper verify`: read a run back and prove that it is whole."""
+"""`cliper verify`: read a run back and prove that it is complete and undamaged."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,8 @@ Opt = typer.Option
 def verify(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     clean: Annotated[
-        bool, Opt("--clean", help="First remove what interrupted writes left: temporary files, uploads, attempts")
+        bool,
+        Opt("--clean", help="First remove leftovers of interrupted writes (temporary files, uploads, attempts)"),
     ] = False,
     repair: Annotated[
         bool,
@@ -40,7 +41,7 @@ def verify(
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     if clean:
-        with hold(opened.uri, opened.storage):  # what a driver is about to rename is no orphan
+        with hold(opened.uri, opened.storage):  # a temporary file of a running driver is not an orphan
             for orphan in clean_run(opened):
                 print(f"removed {orphan.file}: {orphan.reason}")
     report = verify_run(opened, processes)
@@ -59,9 +60,9 @@ def verify(
 
 
 def print_report(report: Report) -> None:
-    """What was found, on stdout: the sums, and the first problems in words."""
+    """Print the counts, the first problems and the verdict."""
     print(f"images    {report.images} in {report.shards} shards")
-    print(f"rows      {report.rows}, of which {report.failed} failed and say why")
+    print(f"rows      {report.rows}, of which {report.failed} failed, with their reason")
     for kind, meaning in KINDS.items():
         if report.counts[kind]:
             print(f"{kind:<16}{report.counts[kind]:>8}  {meaning}")

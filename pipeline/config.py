@@ -221,7 +221,7 @@ def describe_classes(classes: ClassList, most: int = 5) -> str:
     return f"{len(classes)}: {', '.join(classes.names[:most])}{more}"
 
 
-def pick(setting: str, name: str, known: dict[str, Any]) -> Any:
+def lookup(setting: str, name: str, known: dict[str, Any]) -> Any:
     """Return known[name]. Raises ConfigError that names the setting and what is known."""
     if name not in known:
         raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")

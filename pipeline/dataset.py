@@ -2,10 +2,11 @@
 
     loader = DataLoader(MaskDataset(run, transform=crop), batch_size=16, num_workers=4)
 
-Rows are read shard by shard, only the columns that are needed. An epoch's order is decided by (seed, epoch)
-alone: shards are permuted, cut into one even share per rank and worker, and rows pass through a small shuffle
-buffer. Every row comes exactly once per epoch over all ranks and workers; shares of ranks differ by one row at
-most, so distributed training needs `torch.distributed.algorithms.Join`, or a stop after the shortest share.
+Rows are read shard by shard, only the columns that are needed. An epoch's order is decided by (seed, epoch) alone:
+shards are permuted and divided into equal shares per rank and worker, and rows pass through a small shuffle
+buffer. Over all ranks and workers, an epoch yields every row exactly once. The shares of ranks differ by at most
+one row, so distributed training needs `torch.distributed.algorithms.Join`, or has to stop after the shortest
+share.
 
 Loader workers of a run on S3 need `multiprocessing_context="spawn"`: open connections do not survive a fork.
 """
@@ -29,11 +30,12 @@ from cliper.pipeline.errors import FilterError, ImageError, InputError, RunError
 from cliper.pipeline.run.corrections import Version, read_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 log = logging.getLogger(__name__)
 
-COLUMNS = ("image_id", "mask", "mask_codec", "classes", "orientation")
+READ = ("image_id", "mask", "mask_codec", "classes", "orientation")
 READ_AHEAD = 32  # images fetched at once
 COUNT_THREADS = 8  # they wait for storage
 
@@ -50,7 +52,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Share:
-    """Rows `first` to `end` (excluded) of those of a shard that pass the filter."""
+    """A slice of a shard's filtered rows: `first` to `end` (excluded)."""
 
     shard: int
     first: int
@@ -59,7 +61,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row on its way through the shuffle buffer: the image is not decoded yet."""
+    """A row in the shuffle buffer, with its image still encoded."""
 
     row: dict[str, Any]
     data: bytes | ImageError
@@ -68,15 +70,16 @@ class Encoded:
 class MaskDataset(IterableDataset[Example]):
     """Images and masks of a run, each once per epoch.
 
-    `keep`: which rows. `min_confidence` (0 to 1): the stored confidence is per class and image, so a class whose
-    `confidence` ("mean" or "p10" over its pixels) is below it becomes the ignore value everywhere in that image.
-    `upright`: turn image and mask as EXIF says, instead of the file's own grid. `transform`: applied to image
-    and mask. `on_error`: an image that cannot be read, or whose size is no longer the mask's, raises InputError
-    or is logged and left out. `rank`, `world_size`: from torch.distributed if not given. `shards`: these only.
-    `corrections`: "latest", a version, or None for the masks as the model made them (see corrections.py).
+    `keep`: a filter on rows. `min_confidence` (0 to 1): the stored confidence is per class and image, so a class
+    whose `confidence` ("mean" or "p10" over its pixels) is lower becomes the ignore value everywhere in that
+    image. `upright`: apply the EXIF orientation to image and mask, instead of using the file's own grid.
+    `transform`: applied to image and mask. `on_error`: if an image cannot be read, or its size differs from its
+    mask's, InputError is raised or the image is logged and skipped. `rank`, `world_size`: from torch.distributed
+    if not given. `shards`: only these. `corrections`: "latest", a version, or None for the model's masks (see
+    corrections.py).
 
     Raises FilterError for a filter that does not fit the run, RunError if the run is not finished and no
-    `shards` are named: ranks that see different shards would train on different rows.
+    `shards` are named: ranks that list different shards would train on different rows.
     """
 
     def __init__(
@@ -108,7 +111,7 @@ class MaskDataset(IterableDataset[Example]):
         self.ignore_value = ignore_value(len(self.classes))
         self.manifest = _finished_manifest(run, shards)
         self.corrections = read_corrections(run, corrections)
-        self.counts = self._count(sorted(run.done_shards()) if shards is None else shards)
+        self.counts = self._count(labeled_shards(run) if shards is None else shards)
         # Shared memory: loader workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -118,11 +121,11 @@ class MaskDataset(IterableDataset[Example]):
         return sum(self.counts.values())
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass; without it every pass has the same order."""
+        """Set the epoch, which determines the order of the next pass; the default is the same order every time."""
         self._epoch.fill_(epoch)
 
     def __iter__(self) -> Iterator[Example]:
-        """This rank's and worker's share of the epoch."""
+        """Yield the examples of this rank and worker."""
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch = int(self._epoch.item())
@@ -137,14 +140,14 @@ class MaskDataset(IterableDataset[Example]):
                 yield example
 
     def _order(self, epoch: int) -> list[Share]:
-        """All shards, whole, in the order of an epoch; the same on every rank and worker."""
+        """The shards in an epoch's order, which is the same on every rank and worker."""
         order = np.array(list(self.counts), dtype=np.int64)
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         return [Share(shard, 0, self.counts[shard]) for shard in order.tolist()]
 
     def _count(self, shards: Sequence[int]) -> dict[int, int]:
-        """Rows that pass, by shard; shards without one are left out."""
+        """The number of rows that pass the filter, by shard; shards without one are omitted."""
 
         def count(shard: int) -> int:
             tables = read_tables(self.run, ["image_id"], self.keep, [shard], self.corrections)
@@ -155,10 +158,10 @@ class MaskDataset(IterableDataset[Example]):
         return {shard: rows for shard, rows in counts.items() if rows}
 
     def _read(self, share: Share) -> Iterator[Encoded]:
-        """Rows of a share with their images' bytes, READ_AHEAD images at a time."""
+        """Yield the rows of a share with their images' bytes, fetching READ_AHEAD images at a time."""
         entries = {e.image_id: e for e in self.manifest.read_shard(self.run.storage, self.run.uri, share.shard)}
         column = self.run.identity["input"]["image_column"]
-        for table in read_tables(self.run, COLUMNS, self.keep, [share.shard], self.corrections):
+        for table in read_tables(self.run, READ, self.keep, [share.shard], self.corrections):
             rows = table.slice(share.first, share.end - share.first)
             for batch in rows.to_batches(max_chunksize=READ_AHEAD):
                 wanted = batch.to_pylist()
@@ -181,7 +184,7 @@ class MaskDataset(IterableDataset[Example]):
         return Example(pixels, labels, item.row["image_id"])
 
     def _decode(self, item: Encoded) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 [H, W, 3] and mask [H, W], in one grid. Raises ImageError."""
+        """Image uint8 [H, W, 3] and mask [H, W], in the same grid. Raises ImageError."""
         if isinstance(item.data, ImageError):
             raise item.data
         found = decode(item.data, self.run.identity["max_pixels"], "accept")
@@ -194,7 +197,7 @@ class MaskDataset(IterableDataset[Example]):
         return image, mask
 
     def _trusted(self, mask: np.ndarray, classes: Sequence[dict[str, Any]]) -> np.ndarray:
-        """The mask with classes below `min_confidence` ignored."""
+        """The mask with classes below `min_confidence` set to the ignore value."""
         if self.min_confidence is None:
             return mask
         doubtful = [c["class_id"] for c in classes if c[self.confidence_column] < self.min_confidence]
@@ -216,7 +219,7 @@ def split(shares: Sequence[Share], part: int, parts: int) -> list[Share]:
 
 
 def shuffled(items: Iterator[Encoded], size: int, generator: np.random.Generator) -> Iterator[Encoded]:
-    """The same items, each drawn at random from the next `size`."""
+    """Yield the items in random order, each drawn from a buffer of `size`."""
     buffer: list[Encoded] = []
     for item in items:
         if len(buffer) < size:
@@ -241,7 +244,7 @@ def _size(grid: np.ndarray) -> str:
 
 
 def _place(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """This process among the ranks. Raises ValueError if only one is given or they do not fit."""
+    """Rank and world size of this process. Raises ValueError if only one is given or the rank is out of range."""
     if (rank is None) != (world_size is None):
         raise ValueError("give rank and world_size, or neither")
     if rank is None or world_size is None:

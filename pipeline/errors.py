@@ -16,11 +16,11 @@ class RunError(CliperError):
 
 
 class ResourceError(CliperError):
-    """The cluster cannot schedule what was asked for."""
+    """The cluster cannot provide the requested resources."""
 
 
 class BusyError(ResourceError):
-    """The cluster could hold the run, but not next to the other work on it."""
+    """The cluster is large enough for the run, but other work uses the resources."""
 
 
 class ImageError(Exception):
@@ -32,23 +32,27 @@ class ImageError(Exception):
 
 
 class DatasetError(CliperError):
-    """A benchmark's files are missing, short, or not in the layout they are published in."""
+    """A benchmark's files are missing, incomplete, or not in the published layout."""
 
 
 class EvaluationError(CliperError):
-    """Predictions and ground truth do not fit together, or an evaluation is incomplete."""
+    """Predictions and ground truth do not match, or an evaluation is incomplete."""
 
 
 class FilterError(CliperError):
-    """A row filter names what the run does not have, or is not valid SQL."""
+    """A row filter names an unknown class, status or column, or is not valid SQL."""
 
 
 class ExportError(CliperError):
-    """A format cannot hold what the run has, or the output belongs to something else."""
+    """The export format cannot represent the run, or the output folder holds other files."""
+
+
+class MissingExtraError(CliperError):
+    """A library of one of the package's extras is not installed."""
 
 
 class LeaseError(RunError):
-    """Another driver works on the run folder, or took it over."""
+    """Another driver holds the lease of the run folder, or has taken it over."""
 
 
 class TooManyFailuresError(CliperError):

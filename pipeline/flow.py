@@ -3,10 +3,12 @@
     manifest -> load bytes -> segment (decode | batch | model | encode, one actor per GPU) -> one Parquet per shard
 
 One shard is one row of Ray Data from end to end: a stage is called with one shard and returns one, so that a file
-depends on nothing but its shard. Ray Data schedules, restarts what dies (run/attempts.py bounds it) and holds back
-the fast stages; the stages are plain functions (label/stages.py) and one actor class.
+depends only on its shard. Ray Data schedules the stages, restarts dead actors (run/attempts.py limits the
+restarts) and applies backpressure. The stages are plain functions (label/stages.py) and one actor class.
 """
 
+import gc
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,19 +36,19 @@ except ImportError:  # before Ray 2.55
 Row = dict[str, Any]
 Stage = Callable[[pa.Table], pa.Table]
 
-# An integer batch size is what Ray asks of stages on GPUs; 1 gives every call one shard, however rows are grouped.
+# Ray requires an integer batch size for stages on GPUs. 1 passes one shard per call, however rows are grouped.
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 
 def label_corpus(
     job: Job, tasks: Sequence[Task], pool: Pool, then: Stage | None = None, board: str | None = None
 ) -> Iterator[Row]:
-    """Label shards and yield one summary per shard as it is committed (see write_shard), in any order.
+    """Label shards and yield the summary of each commit (see write_shard), in any order.
 
-    `then` is one more stage: it gets and returns the summary of a shard that was just committed (evaluation counts
-    it against the ground truth). On `board` the actors note how far they are (label/watch.py).
+    `then` is an additional stage that receives and returns the summary of a committed shard (evaluation counts the
+    shard against the ground truth). The actors write their progress to `board` (label/watch.py).
     """
-    threads, driver = max(1, int(pool.cpus_per_actor)), uuid4().hex  # `driver` is of this call alone
+    threads, driver = max(1, int(pool.cpus_per_actor)), uuid4().hex  # `driver` identifies this call
     repetition = any(task.again is not None for task in tasks)
     yield from over_shards(
         [task.as_row() for task in tasks],
@@ -66,9 +68,9 @@ def over_shards(
     write: Stage | None = None,
     then: Stage | None = None,
 ) -> Iterator[Row]:
-    """Send shards, a row each, through load -> actor -> write -> then on Ray Data; yields the rows that come out.
+    """Send shards, one row each, through load -> actor -> write -> then on Ray Data; yields the resulting rows.
 
-    `actor` makes the stage that an actor keeps. `write`, or the actor if there is no `write`, returns one row.
+    `actor` creates the stage held by each actor. The last of `actor` and `write` returns one row per shard.
     """
 
     def load_shard(batch: pa.Table) -> pa.Table:
@@ -81,42 +83,43 @@ def over_shards(
     with ray_data_settings(), reserved([IO_BUNDLE] * pool.io_bundles, IO_CPUS) as room:
         tasks = {**ONE_SHARD, **room, "compute": TaskPoolStrategy(size=pool.io_tasks)}
         actors = {**ONE_SHARD, **pool.actor_options, "compute": _actor_pool(pool)}
-        flow = (
-            ray.data.from_items(list(rows), override_num_blocks=len(rows))
-            .map_batches(load_shard, **tasks)
-            .map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
-        )
-        if write is not None:
-            flow = flow.map_batches(write_shard, **tasks)
-        if then is not None:
-            flow = flow.map_batches(then, **tasks)
-        yield from flow.iter_rows()
+        with placement_groups_allowed():
+            flow = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map_batches(load_shard, **tasks)
+            flow = flow.map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
+            for stage in [*([] if write is None else [write_shard]), *([] if then is None else [then])]:
+                flow = flow.map_batches(stage, **tasks)
+        try:
+            yield from flow.iter_rows()
+        finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
+            del flow
+            gc.collect()
 
 
 def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
-    """Send rows one by one through a stage that computes, on what CPUs are free; yields the rows that come out."""
+    """Send rows one by one through a CPU-bound stage, on all free CPUs; yields the resulting rows."""
     free = sum(int(node.free.get("CPU", 0.0)) for node in cluster_nodes())
     size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
     with ray_data_settings(), reserved([each] * size, each) as room:
         blocks = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-        done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
+        with placement_groups_allowed():
+            done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
         yield from done.iter_rows()
 
 
 class ShardActor:
-    """The actor as Ray Data sees it: one packed shard in; out, the stage's table, packed if a stage follows."""
+    """Ray Data's view of the actor: takes a packed shard, returns the stage's table, packed if a stage follows."""
 
     def __init__(self, make: Callable[[], Stage], packed: bool) -> None:
         self.stage, self.packed = make(), packed
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """Run the stage on one shard."""
+        """Unpack one shard and run the stage on it."""
         done = self.stage(unpack(batch))
         return pack(done) if self.packed else done
 
 
 def _actor_pool(pool: Pool) -> ActorPoolStrategy:
-    """Two shards per actor: one at work, the next one loaded."""
+    """A fixed or elastic pool, with two shards per actor: one being labeled, the next already loaded."""
     if pool.elastic:
         return ActorPoolStrategy(min_size=pool.actors, max_size=pool.max_actors, max_tasks_in_flight_per_actor=2)
     return ActorPoolStrategy(size=pool.actors, max_tasks_in_flight_per_actor=2)
@@ -140,10 +143,18 @@ def unpack(batch: pa.Table) -> pa.Table:
 
 
 @contextmanager
+def placement_groups_allowed() -> Iterator[None]:
+    """Hide the notice that Ray 2.64 takes `scheduling_strategy` from stages; pyproject.toml stays below it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        yield
+
+
+@contextmanager
 def ray_data_settings() -> Iterator[None]:
     """Ray Data settings for this flow: blocks are never split, and its own progress bars are off.
 
-    An error that a stage raised for the user (a CliperError) arrives as itself instead of as Ray's report of it.
+    A CliperError raised by a stage is re-raised unchanged instead of wrapped in Ray's error.
     """
     context = DataContext.get_current()
     ours = {
@@ -170,7 +181,7 @@ def _configure(context: DataContext, values: Mapping[str, Any]) -> None:
 
 
 def _expected(error: RayError) -> CliperError | None:
-    """The error to show a user, or None for what only a traceback explains."""
+    """The CliperError to show the user, or None for an unexpected error, which needs its traceback."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, CliperError):
         return type(cause)(str(cause).splitlines()[0])  # Ray appends lines on its own settings

@@ -1,4 +1,4 @@
-"""Work ahead of the consumer, in order, within a bound; and how many CPUs there are to do it with."""
+"""An ordered, bounded, threaded map, and the number of usable CPUs."""
 
 import math
 import os
@@ -15,14 +15,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def cpus(cgroup: Path = _CGROUP) -> int:
-    """CPUs this process may use, at least 1: its affinity, and the quota of its container (cgroup v2 or v1)."""
+    """CPUs that this process may use, at least 1: by its affinity and its container's quota (cgroup v2 or v1)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(cgroup)
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def _quota(cgroup: Path) -> float | None:
-    """CPUs' worth of time the container gets, or None without a limit."""
+    """The container's CPU quota in CPUs, or None if there is no limit."""
     try:
         limit, period = (cgroup / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -44,8 +44,8 @@ def map_ahead(
 ) -> Iterator[B]:
     """Like map, in order, with at most `ahead` results computed or waiting beyond the one consumed.
 
-    What waits also costs at most `budget` together, or is one item: an item starts only when there is room, and
-    items start in order, so that none waits for room that only a later one could give back.
+    The waiting results also cost at most `budget` in total, unless one item alone exceeds it: an item starts only
+    when its cost fits. Items start in order, so no item waits for budget that only a later one could free.
     """
     futures: deque[tuple[Future[B], int]] = deque()
     held = 0

@@ -1,4 +1,4 @@
-"""A run as Python sees it: rows, masks, a dataset for torch, an export."""
+"""The Python interface to a run: rows, masks, a torch dataset, exports."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def open_run(uri: str, storage_options: Mapping[str, Any] | None = None) -> "Ope
 
 
 class OpenedRun:
-    """The finished part of a run. Corrected masks take the place of the model's."""
+    """The finished part of a run. Corrected masks replace the model's."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
@@ -37,7 +37,7 @@ class OpenedRun:
         return class_names(self.run.identity)
 
     def table(self, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table:
-        """The rows as one Arrow table: all columns but the masks, or those named.
+        """The rows as one Arrow table: the named columns, or all but the masks.
 
         `where` is an SQL condition over the columns, e.g. "status = 'ok' AND margin < 0.2". Memory: all rows.
         Raises FilterError.
@@ -45,12 +45,12 @@ class OpenedRun:
         return pa.concat_tables(self._tables(METADATA if columns is None else columns, where))
 
     def rows(self, where: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every row as a dictionary with its packed mask; one shard in memory at a time. Raises FilterError."""
+        """Yield every row as a dictionary with its packed mask, with one shard in memory. Raises FilterError."""
         for table in self._tables(None, where):
             yield from table.to_pylist()
 
     def mask(self, image_id: str) -> np.ndarray:
-        """Labels, uint8 or uint16 [height, width], of one image. Raises RunError if there is no mask for it."""
+        """The mask of one image: labels, uint8 or uint16 [height, width]. Raises RunError if it has none."""
         for table in self._tables(["image_id", "mask", "mask_codec"], None, LABELED):
             place = table.column("image_id").index(image_id).as_py()
             if place >= 0:

@@ -1,8 +1,8 @@
-"""What a run does, as Prometheus metrics of the cluster it runs on, each with the run's URI as label `run`.
+"""Prometheus metrics of a run, each with the run's URI as label `run`.
 
-Ray collects them from every process and serves them, prefixed `ray_`, on each node's metrics port, from where
-Prometheus scrapes them; configs/grafana/cliper.json is a dashboard. Names and meanings are in METRICS. One
-record costs microseconds beside images that cost milliseconds. Outside Ray nothing is recorded.
+Ray collects them from every process and serves them, prefixed `ray_`, on each node's metrics port, for Prometheus
+to scrape; configs/grafana/cliper.json is a dashboard. METRICS lists names and meanings. One record costs
+microseconds; an image costs milliseconds. Outside Ray nothing is recorded.
 """
 
 import sys
@@ -28,7 +28,7 @@ METRICS: dict[str, tuple[str, str, str]] = {
 
 @contextmanager
 def timed(stage: Stage, run: str) -> Iterator[None]:
-    """Add the time spent inside to a stage of a run, also if it raises."""
+    """Add the duration of the block to a stage of a run, even if the block raises."""
     start = time.perf_counter()
     try:
         yield
@@ -37,9 +37,9 @@ def timed(stage: Stage, run: str) -> Iterator[None]:
 
 
 def committed(run: str, statuses: Iterable[str], causes: Iterable[str], size: int) -> None:
-    """Count a shard that was written: the status of each row, each failure's error type, and the file's bytes.
+    """Count a committed shard: the status of each row, each failure's error type, and the file's bytes.
 
-    A shard that is written again, after a lost task or by `cliper retry`, counts again.
+    A shard that is rewritten, after a lost task or by `cliper retry`, counts again.
     """
     for status, count in Counter(statuses).items():
         record("cliper_images_total", count, run, status)
@@ -50,7 +50,7 @@ def committed(run: str, statuses: Iterable[str], causes: Iterable[str], size: in
 
 
 def watch_device(run: str) -> None:
-    """Record the GPU memory of this process, if it has a GPU. How busy a GPU is, Ray's own metrics tell."""
+    """Record the GPU memory of this process, if it has a GPU. GPU utilization is among Ray's own metrics."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():  # asking more would open a context on the GPU
         return
@@ -61,7 +61,7 @@ def watch_device(run: str) -> None:
 
 
 def device_name() -> str:
-    """What this process computes on: "cpu", or the GPU's name once torch uses it."""
+    """The device of this process: the GPU's name once torch uses it, else "cpu"."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return "cpu"
@@ -69,7 +69,7 @@ def device_name() -> str:
 
 
 def record(name: str, value: float, run: str, tag: str = "") -> None:
-    """Add to a counter, or set a gauge, of METRICS. Does nothing in a process that is not part of a Ray."""
+    """Add to a counter, or set a gauge, of METRICS. Does nothing in a process outside Ray."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return
@@ -83,7 +83,7 @@ def record(name: str, value: float, run: str, tag: str = "") -> None:
 
 @cache
 def _metric(name: str) -> Any:
-    """One object per process: to make one registers it."""
+    """The process's only object for a metric: creating a second one would register it twice."""
     from ray.util import metrics
 
     kind, key, meaning = METRICS[name]

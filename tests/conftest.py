@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may depend on a network
 
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, and so in all that tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, also in child processes
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -68,7 +68,7 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A model hub on this machine, which huggingface_hub asks instead of the real one; with an empty cache."""
+    """A local model hub that huggingface_hub uses instead of the real one, with an empty cache."""
     server = Hub()
     with connected(monkeypatch, server.endpoint, tmp_path / "hub-cache"):
         yield server
@@ -83,7 +83,7 @@ def photos() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A Ray of this session's own with four CPUs to hand out, however many there are."""
+    """A Ray for this session with four logical CPUs, regardless of the machine."""
     import ray
 
     ray.init(
@@ -148,14 +148,14 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user would export."""
+        """The environment variables that a user would export."""
         names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
         return dict(zip(names, (self.endpoint, self.key, self.secret, "us-east-1"), strict=True))
 
     def bucket(self, name: str) -> str:
         shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / name).mkdir()
-        time.sleep(0.05)  # until the server has forgotten what it knew of its folder
+        time.sleep(0.05)  # until the server's listing cache expires
         return f"s3://{name}"
 
 
@@ -169,7 +169,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of one megabyte of its own; needs a Linux that lets us mount one."""
+    """A separate disk of one megabyte; needs the right to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""Run the production code over recorded outputs of the official code and report how far they agree.
+"""Run the production code over recorded outputs of the official code and report the agreement.
 
     python -m tests.parity tests/data/parity
 
@@ -193,7 +193,7 @@ def fgc_rows(recorded: Recorded, case: dict[str, Any]) -> Iterator[Row]:
 def refined_row(case: str, difference: Tensor, bound: Tensor, near: int) -> Row:
     """Refined scores: `difference` from the recorded ones and the `bound` of flips, each [K, N].
 
-    Entries outside the tolerance are left out if they are at most 1 in 5,000 and the bound covers each of them.
+    Entries outside the tolerance are excluded if they are at most 1 in 5,000 and the bound covers each of them.
     """
     errors = difference.abs().double()
     outside = errors > TOLERANCE
@@ -237,7 +237,7 @@ def compare(root: Path) -> Iterator[Row]:
 
 
 def main() -> int:
-    """Print one row per comparison; 1 if any is outside the agreement, 2 for a wrong call."""
+    """Print one row per comparison; 1 if any is outside the tolerance, 2 for wrong arguments."""
     if len(sys.argv) != 2 or not Path(sys.argv[1], "fusion.json").is_file():
         print("usage: python -m tests.parity DIR   (DIR holds fusion.json, text.npz, clip*.safetensors, ...)")
         return 2

@@ -1,4 +1,4 @@
-"""Write docs/CLI.md from the commands themselves.
+"""Generate docs/CLI.md from the commands' help texts.
 
 python -m tools.cli_reference
 """
@@ -22,7 +22,7 @@ def reference() -> str:
     """Every command with its arguments and options, as Markdown."""
     command = get_command(app)
     text = get_docs_for_click(obj=command, ctx=click.Context(command), name="cliper")
-    for name, summary in summaries({name: load(name) for name in COMMANDS}).items():  # typer cuts them short
+    for name, summary in summaries({name: load(name) for name in COMMANDS}).items():  # typer truncates them
         text = re.sub(rf"^\* `{name}`: .*\.\.\.$", lambda _, s=summary, n=name: f"* `{n}`: {s}", text, flags=re.M)
     return HEAD + text.strip() + "\n"
 

@@ -1,4 +1,4 @@
-"""One picture to judge masks by eye: image, without FGC, with FGC, ground truth, and the classes' colours.
+"""A contact sheet to inspect masks: image, mask without FGC, mask with FGC, ground truth, and a color legend.
 
 python -m tools.contact_sheet --out build/contact_sheet.png
 """
@@ -24,7 +24,7 @@ INK, PAPER = (20, 20, 20), (255, 255, 255)
 
 
 def palette(classes: int) -> Picture:
-    """Return distinct colours uint8 [classes + 1, 3]: hues a golden angle apart; label 0 is black."""
+    """Return distinct colors uint8 [classes + 1, 3]: hues a golden angle apart; label 0 is black."""
     colours = [(0.0, 0.0, 0.0)]
     for k in range(classes):
         colours.append(colorsys.hsv_to_rgb((0.618034 * k) % 1, (0.85, 0.55, 1.0)[k % 3], (0.95, 0.85, 0.6)[k % 3]))
@@ -32,7 +32,7 @@ def palette(classes: int) -> Picture:
 
 
 def overlay(image: Picture, labels: npt.NDArray[Any], colours: Picture) -> Picture:
-    """Labels [H, W] as colours over a greyed image [H, W, 3], with dark borders between labels."""
+    """Labels [H, W] as colors over a desaturated image [H, W, 3], with dark borders between labels."""
     grey = image.mean(axis=2, keepdims=True)
     mixed = 0.3 * grey + 0.7 * colours[labels]
     border = np.zeros(labels.shape, dtype=bool)
@@ -45,7 +45,7 @@ def overlay(image: Picture, labels: npt.NDArray[Any], colours: Picture) -> Pictu
 def contact_sheet(
     rows: Sequence[Sequence[Picture]], names: Sequence[str], colours: Picture, across: int = 3
 ) -> Image.Image:
-    """Arrange rows of equally large pictures `across` to a line, with headings and a legend of `names`."""
+    """Arrange rows of images of one size, `across` per line, with headings and a legend of `names`."""
     cell = rows[0][0].shape[0]
     width = len(COLUMNS) * cell + GAP * 2
     lines = -(-len(rows) // across)
@@ -73,7 +73,7 @@ def _draw_legend(
 
 
 def scene_row(models: Stages, scene: Scene, image_id: str, side: int, colours: Picture) -> list[Picture]:
-    """The four pictures of one scene, each [side, side, 3]."""
+    """The four images of one scene, each [side, side, 3]."""
     refinement = models.base.fgc.refinement if models.base.fgc else "chain"
     masks = dict(models.label(scene, image_id, (FUSION, f"+ FGC ({refinement})")))
     pictures = [scene.image, *(overlay(scene.image, m, colours) for m in (*masks.values(), scene.labels))]

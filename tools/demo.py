@@ -1,4 +1,4 @@
-"""`make demo`: the whole path on this machine, with no download: images in, masks and a picture out.
+"""`make demo`: label images on this machine without a download, and draw a contact sheet of the masks.
 
 Labels 24 held-out procedural scenes and the example photographs with `cliper label` and the embedded model on a
 local Ray, measures the scenes against their pixel labels, and draws build/demo/contact_sheet.png.
@@ -30,7 +30,7 @@ CELL = 144
 
 
 def write_corpus(folder: Path) -> dict[str, Scene]:
-    """Scenes as PNG files and the example photographs as they are; returns the scenes by image id."""
+    """Write scenes as PNG files and copy the example photographs; returns the scenes by image id."""
     scenes = {f"scenes/scene-{i:02d}.png": make_scene(SEEDS["test"], i) for i in range(SCENES)}
     (folder / "scenes").mkdir(parents=True)
     for name, scene in scenes.items():
@@ -40,7 +40,7 @@ def write_corpus(folder: Path) -> dict[str, Scene]:
 
 
 def read_masks(run_folder: Path) -> dict[str, np.ndarray]:
-    """Masks by image id, turned the way the picture is seen."""
+    """The upright masks by image id."""
     columns = ["image_id", "mask", "mask_codec", "orientation", "status"]
     rows = ds.dataset(run_folder / "labels", format="parquet").to_table(columns=columns).to_pylist()
     return {
@@ -49,7 +49,7 @@ def read_masks(run_folder: Path) -> dict[str, np.ndarray]:
 
 
 def without_fgc(classes: ClassList, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same model without fine-grained compensation, called as a library."""
+    """Masks of the same model without fine-grained compensation, called as a library."""
     config = load_config("tiny").model.model_copy(update={"fgc": None})
     found = CLIPer.load(config, classes).segment(list(images.values()), list(images))
     return {image_id: result.labels for image_id, result in zip(images, found, strict=True)}
@@ -61,7 +61,7 @@ def draw(
     refined: dict[str, np.ndarray],
     scenes: dict[str, Scene],
 ) -> Image.Image:
-    """One row per image: picture, without FGC, with FGC, ground truth (grey where there is none)."""
+    """Draw one row per image: image, mask without FGC, mask with FGC, ground truth (gray if missing)."""
     colours = palette(len(CLASSES))
 
     def pictures(image_id: str) -> Iterator[Picture]:

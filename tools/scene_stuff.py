@@ -1,4 +1,4 @@
-"""Stuff textures of the procedural scenes: surfaces that fill a region of the picture.
+"""Stuff textures of the procedural scenes: surfaces that fill a region of the image.
 
 Each painter maps (generator, side in pixels) to RGB float32 [side, side, 3] in [0, 1].
 """

@@ -1,4 +1,4 @@
-"""Things of the procedural scenes: painted objects with a shape of their own.
+"""Things of the procedural scenes: painted objects, each with a distinct shape.
 
 Each painter maps (generator, x, y, px) to a cover [h, w] in [0, 1] and RGB [h, w, 3] in [0, 1]. x and y are
 coordinates [h, w] in which the object fits the square [-1, 1]; px is the size of a pixel in them. Shapes are
@@ -33,7 +33,7 @@ def box(x: Array, y: Array, rx: float, ry: float, cx: float = 0.0, cy: float = 0
 
 
 def paint(image: Array, colour: Colour, weight: Array) -> Array:
-    """Lay `colour` over an image [h, w, 3] where `weight` [h, w] says."""
+    """Blend `colour` into an image [h, w, 3] with `weight` [h, w]."""
     return blend(image, np.asarray(colour, dtype=np.float32), weight)
 
 

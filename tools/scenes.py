@@ -1,4 +1,4 @@
-"""Procedural scenes: pictures with captions for training, and pixel labels for evaluation only.
+"""Procedural scenes: images with captions for training, and pixel labels for evaluation only.
 
 A scene is decided by (seed, index) alone. Its ground is one to three stuff textures divided by wavy borders;
 two to four things lie on it, at least two of them overlapping; light, shadows, blur and noise vary. The caption
@@ -31,7 +31,7 @@ MIN_VISIBLE = 0.4  # of a thing's own area
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture: RGB uint8 [side, side, 3], class labels uint8 [side, side] (1-based), and its caption."""
+    """One image: RGB uint8 [side, side, 3], class labels uint8 [side, side] (1-based), and its caption."""
 
     image: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint8]
@@ -165,7 +165,7 @@ def _photograph(rng: np.random.Generator, image: Array) -> npt.NDArray[np.uint8]
 
 
 def _caption(rng: np.random.Generator, labels: npt.NDArray[np.uint8]) -> str:
-    """Name what covers half a percent of the frame or more, in random order: things first, then stuff."""
+    """Name the classes that cover half a percent of the frame or more, in random order: things, then stuff."""
     sizes = np.bincount(labels.ravel(), minlength=len(CLASSES) + 1)
     seen = [k for k in rng.permutation(np.arange(1, len(sizes))) if sizes[k] >= 0.005 * labels.size]
     things = [f"a {CLASSES[k - 1]}" for k in seen if k > len(STUFF)]

@@ -1,4 +1,4 @@
-"""What each stage of the method adds, on held-out procedural scenes with pixel labels.
+"""Measure the mIoU after each stage of the method, on held-out procedural scenes with pixel labels.
 
     python -m tools.stage_gains            # 200 test scenes; SCENES=n and SEED=s choose others
 

@@ -2,10 +2,10 @@
 
     python -m tools.train_clip --out build/clip-0 --seed 0
 
-Three losses, all from captions alone. (1) CLIP's: pictures and captions of a batch find each other.
+Three losses, all from captions alone. (1) CLIP's contrastive loss between the images and captions of a batch.
 (2) Multiple instance: patches are softmaxed over the class names, and every captioned class must have some of
 them (the mean of its best ones is pushed to 1). (3) No patch may belong to a class the caption does not name.
-The first phase asks (2) and (3) of the last block's value path, on small pictures. The second asks them of
+The first phase applies (2) and (3) to the last block's value path, on small images. The second applies them to
 early-layer fusion in every layer, at the model's own size, which also teaches the attention to stay within
 objects; all layers share the converged Sinkhorn map there, half the time of one map each. Run again to resume; the
 finished folder is an open_clip local-dir.
@@ -31,8 +31,8 @@ from tools import training
 from tools.scenes import CLASSES, classes_in
 
 IMAGE_SIDE = 160
-STORED_SIDE = 192  # pictures are kept a little larger than the model sees them, for crops
-VALUE_SIDE = 96  # the first phase sees small pictures: a third of the patches, a fifth of the time
+STORED_SIDE = 192  # images are stored slightly larger than the model's input, for crops
+VALUE_SIDE = 96  # the first phase uses small images: a third of the patches, a fifth of the time
 MODEL: dict[str, Any] = {
     "embed_dim": 64,
     "quick_gelu": False,
@@ -110,8 +110,8 @@ class Captions:
 
 @dataclass(frozen=True)
 class Task:
-    """What the patches must get right: by which attention, in which layers, the weight of the contrast, and the
-    side of the pictures in pixels."""
+    """A training phase: the attention and layers of the patch losses, the weight of the contrastive loss, and the
+    side of the images in pixels."""
 
     attention: AttentionType
     first_layer: int

@@ -2,13 +2,13 @@
 
     python -m tools.train_diffusion --out build/sd-0 --clip build/clip-0 --seed 0
 
-The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the
-timesteps are drawn from the range around the one FGC reads, t = 101. So short a training leaves attention
-unused where a convolution will do, therefore the self-attention of the finest up block has a task of its own.
-Averaged over all other places that its maps attend to, (1) the class of a place must stay what a trained CLIP
-says, where CLIP is sure, (2) its colours must stay what they are, and (3) near places count as better than far
-ones. CLIP's scores are coarse and know captions alone: they blur every border, so they teach what lies inside, and
-looks teach where it ends. Run again to resume; the finished folder is a diffusers pipeline folder.
+The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the timesteps
+are drawn from the range around the one FGC reads, t = 101. After such a short training, the network would use
+convolutions instead of attention, so additional losses train the self-attention of the finest up block: averaged
+over all other places that its maps attend to, (1) the class of a place must equal the prediction of a trained
+CLIP, if CLIP is confident, (2) the colors of a place must be preserved, and (3) near places are preferred to far
+ones. CLIP's scores are coarse and learned from captions alone: they blur every border, so they teach the interior
+of objects, and colors teach the borders. Run again to resume; the finished folder is a diffusers pipeline folder.
 """
 
 import argparse
@@ -63,9 +63,9 @@ SCHEDULER: dict[str, Any] = {
 }
 DISTANCE_WEIGHT, LOOKS_WEIGHT = 10.0, 0.3
 SHARPEN = 3.0  # the teacher's scores are raised to this power
-SURE = 0.5  # share of a place's best class from which on the teacher is believed, the more the higher
+SURE = 0.5  # share of a place's best class above which the teacher counts, the more the higher
 NEAR = 250  # timesteps below this are close to the one FGC reads
-QUERIES = 256  # places of a picture whose maps are looked at in a step
+QUERIES = 256  # places of an image whose maps enter a step's losses
 
 
 def to_pixels(images: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def looks_of(images: Tensor) -> Tensor:
 
 
 def elsewhere(maps: Tensor, places: Tensor) -> Tensor:
-    """Maps [B, H, Q, N] of the queries `places` [Q] without what each query gives itself, rows summing to 1."""
+    """Maps [B, H, Q, N] of the queries `places` [Q] without each query's weight on itself, rows summing to 1."""
     others = maps * (1 - F.one_hot(places, maps.shape[-1]))
     return others / (others.sum(dim=-1, keepdim=True) + 1e-8)
 
@@ -180,7 +180,7 @@ def elsewhere(maps: Tensor, places: Tensor) -> Tensor:
 def affinity_loss(others: Tensor, scores: Tensor, places: Tensor) -> Tensor:
     """Cross-entropy of the scores [B, K, N] at `places` and those that `others` [B, H, Q, N] collects.
 
-    Places are weighed so that every class of a picture counts alike, however small, and by how sure they are.
+    Places are weighted by confidence and so that every class of an image counts equally, regardless of its size.
     """
     target = scores.transpose(1, 2)[:, None]  # [B, 1, N, K]
     here = target[:, :, places]  # [B, 1, Q, K]
@@ -197,7 +197,7 @@ def looks_loss(others: Tensor, looks: Tensor, places: Tensor) -> Tensor:
 
 
 def distance_loss(maps: Tensor, places: Tensor) -> Tensor:
-    """Mean squared distance, in sides of the picture, at which maps [B, H, Q, N] of a square grid look."""
+    """Mean squared distance, in sides of the image, that maps [B, H, Q, N] of a square grid attend over."""
     side = round(maps.shape[-1] ** 0.5)
     line = torch.arange(side, device=maps.device) / side
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).flatten(0, 1)  # [N, 2]
@@ -279,7 +279,7 @@ def build_text(folder: Path) -> Tensor:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train both networks, resuming where a killed run stopped, and export a diffusers folder."""
+    """Train both networks, resuming from a killed run, and export a diffusers folder."""
     device, began = training.pick_device(args.device, args.threads), time.time()
     args.out.mkdir(parents=True, exist_ok=True)
     images, captions = training.load_scenes(args.scenes, args.cache, args.workers)

@@ -1,4 +1,4 @@
-"""What both training scripts share: scenes in memory, augmentation, resumable checkpoints, the record."""
+"""Shared parts of both training scripts: scenes in memory, augmentation, resumable checkpoints, the record."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from tools.scenes import SEEDS, SIDE, make_scenes
 
 
 def pick_device(name: str, threads: int | None = None) -> torch.device:
-    """Resolve "auto" to CUDA where there is one; `threads` bounds torch's own on the CPU."""
+    """Resolve "auto" to CUDA if available; `threads` limits torch's threads on the CPU."""
     if threads:
         torch.set_num_threads(threads)
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -120,7 +120,7 @@ def run(
 
 
 def save_checkpoint(path: Path, step: int, parts: dict[str, Any], generator: torch.Generator) -> None:
-    """Write the state of `parts` (modules and optimisers) so that a killed run can go on."""
+    """Write the state of `parts` (modules and optimisers) so that a killed run can continue."""
     state = {name: part.state_dict() for name, part in parts.items()}
     waiting = path.with_suffix(".tmp")
     torch.save({"step": step, "generator": generator.get_state(), **state}, waiting)
@@ -128,7 +128,7 @@ def save_checkpoint(path: Path, step: int, parts: dict[str, Any], generator: tor
 
 
 def load_checkpoint(path: Path, parts: dict[str, Any], generator: torch.Generator) -> int:
-    """Restore what `save_checkpoint` wrote; returns the step to go on with, 0 if there is no file."""
+    """Restore the output of `save_checkpoint`; returns the step to continue with, 0 if there is no file."""
     if not path.is_file():
         return 0
     state = torch.load(path, map_location="cpu", weights_only=True)

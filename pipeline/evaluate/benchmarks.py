@@ -14,10 +14,10 @@ from cliper.pipeline.evaluate.registry import DATASETS
 
 
 class BenchmarkConfig(Settings):
-    """How a benchmark is run.
+    """Settings of a benchmark.
 
-    `backbone`: its name in tables. `protocol`: how labels are decided and the mean is taken; see metrics.
-    `classes`: a shipped class list. `truth`: the form of ground truth it was published with, if it has several.
+    `backbone`: its name in tables. `protocol`: the rules for labels and for the mean; see metrics.
+    `classes`: a shipped class list. `truth`: the kind of ground truth it was published with, if it has several.
     `model`: settings of CLIPerConfig. `variants`: changes to `model`, by name. `published_miou`: percent, by
     variant.
     """
@@ -70,7 +70,7 @@ def shipped_benchmarks() -> Iterator[tuple[str, Path]]:
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it: mappings are merged key by key, everything else is replaced."""
+    """`base` updated with `changes`: mappings are merged key by key, everything else is replaced."""
     result = dict(base)
     for key, value in changes.items():
         below = result.get(key)

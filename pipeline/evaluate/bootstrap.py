@@ -1,4 +1,4 @@
-"""Bootstrap over images: how far a benchmark's mIoU could move with other images of the same kind.
+"""Bootstrap over images: the variation of a benchmark's mIoU with other images of the same kind.
 
 Images are drawn with replacement (Efron's percentile interval). A draw only needs each image's per-class totals,
 so a thousand draws are one matrix product. Results depend on the set of images and on the seed alone.
@@ -75,10 +75,10 @@ def interval(values: Floats) -> Interval:
 def difference(
     first: Ints, second: Ints, protocol: Protocol, ignore_labels: tuple[int, ...], draws: int = DRAWS
 ) -> Difference:
-    """Compare two runs on the same images by the same draws: totals int64 [N, 3, K + 1] each, in one order.
+    """Compare two runs on the same images with the same draws: totals int64 [N, 3, K + 1] each, in one order.
 
-    The draws are paired: both runs are scored on the same resampled images, which removes the part of the
-    variation that comes from easy and hard images.
+    The draws are paired: both runs are scored on the same resampled images, which removes the variation caused by
+    easy and hard images.
     """
     if first.shape != second.shape:
         raise EvaluationError(f"runs of {len(first)} and {len(second)} images or other classes cannot be paired")

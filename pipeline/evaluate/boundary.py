@@ -44,7 +44,7 @@ def boundary_counts(truth: Labels, prediction: Labels, keep: Mask, classes: int)
 
 
 def band_width(shape: tuple[int, ...]) -> int:
-    """Pixels from the contour that count: 2% of the diagonal, at least 1."""
+    """The width of the band in pixels: 2% of the diagonal, at least 1."""
     return max(1, round(BAND * math.hypot(*shape)))
 
 

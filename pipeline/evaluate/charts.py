@@ -12,7 +12,7 @@ _MOST_NAMES = 60  # class names along a heat map
 
 
 def bar_chart(results: Results) -> str:
-    """IoU of the counted classes, the best on top: SVG."""
+    """IoU of the counted classes as an SVG bar chart, the best at the top."""
     entries = by_iou(results)[::-1]
     figure = Figure(figsize=(8, 0.6 + 0.2 * max(len(entries), 1)), layout="constrained")
     axes = figure.add_subplot()
@@ -27,7 +27,7 @@ def bar_chart(results: Results) -> str:
 
 
 def heat_map(results: Results) -> str:
-    """Where the pixels of each class went: rows of the confusion matrix, each adding up to 1. SVG."""
+    """The confusion matrix as an SVG heat map, each row normalized to 1."""
     confusion = np.array(results["confusion"], dtype=np.float64)
     rows = np.flatnonzero(confusion.sum(axis=1))
     names = [results["per_class"][k]["name"] for k in range(len(confusion))]
@@ -44,7 +44,7 @@ def heat_map(results: Results) -> str:
 
 
 def _name_ticks(axes: Any, columns: list[str], rows: list[str]) -> None:
-    """Every name where there is room, else every n-th."""
+    """Label every class if the names fit, else every n-th."""
     for names, axis in ((columns, axes.xaxis), (rows, axes.yaxis)):
         step = -(-len(names) // _MOST_NAMES) or 1
         axis.set_ticks(range(0, len(names), step), names[::step], fontsize=6)

@@ -1,4 +1,4 @@
-"""Two evaluations side by side, and the table of many."""
+"""Compare two evaluations, and tabulate many."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -47,7 +47,7 @@ def _json(storage: Storage, uri: str) -> Any:
 
 
 def matching(first_uri: str, second_uri: str, storage: Storage) -> tuple[Evaluated, Evaluated]:
-    """The evaluations of two runs on the same ground truth by the same protocol. Raises EvaluationError."""
+    """The evaluations of two runs with the same ground truth and protocol. Raises EvaluationError."""
     first, second = find_results(first_uri, storage), find_results(second_uri, storage)
     for uri, found in ((first_uri, first), (second_uri, second)):
         if not found:

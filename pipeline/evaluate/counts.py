@@ -1,4 +1,4 @@
-"""Counts of masks against the ground truth: a row of sparse counts per image, a file per shard, and their sum."""
+"""Count masks against the ground truth: a row of sparse counts per image, a file per shard, and their sum."""
 
 import posixpath
 from collections import Counter
@@ -41,13 +41,13 @@ COUNTS = pa.schema(
 
 
 def counts_file(shard: int) -> str:
-    """The counts of a shard, relative to the evaluation folder."""
+    """The path of a shard's counts, relative to the evaluation folder."""
     return f"counts/shard-{shard:06d}.parquet"
 
 
 @dataclass(frozen=True)
 class ShardCounter:
-    """Counts committed shards of a run. A stage of the flow; holds no model and imports none."""
+    """A stage of the flow that counts committed shards. It neither holds nor imports a model."""
 
     run: Run
     folder: str  # of the evaluation
@@ -61,7 +61,7 @@ class ShardCounter:
     def stage(self, block: pa.Table) -> pa.Table:
         """Count the shards named in column `shard`; adds `counted` (images) and `problem` (null if none).
 
-        Problems travel as values: an exception in a Ray task would be retried and wrapped.
+        Errors are returned, not raised: an exception in a Ray task would be retried and wrapped.
         """
         outcomes = [self._attempt(shard) for shard in block.column("shard").to_pylist()]
         counted, problems = pa.array([c for c, _ in outcomes]), pa.array([p for _, p in outcomes], pa.string())
@@ -78,7 +78,7 @@ class ShardCounter:
     def count_shard(self, shard: int) -> pa.Table:
         """Read a shard's masks and their ground truth: a table of COUNTS, one row per image of the benchmark.
 
-        Images of the run that are not in the benchmark are left out.
+        Images of the run that are not in the benchmark are skipped.
         """
         with open_shard(self.run, shard) as file:
             rows = file.read(["image_id", "mask", "mask_codec", "status", "error_message"]).to_pylist()
@@ -89,7 +89,7 @@ class ShardCounter:
         return pa.Table.from_pylist(counted, COUNTS)
 
     def benchmark_id(self, image_id: str) -> str | None:
-        """The benchmark's name of an image of the run: its id, or its file name without folder and ending."""
+        """The benchmark's id for an image of the run: its id, or its file name without folder and extension."""
         stem = posixpath.splitext(posixpath.basename(image_id))[0]
         return next((name for name in (image_id, stem) if name in self.truths), None)
 
@@ -116,7 +116,7 @@ class ShardCounter:
         return np.full(truth.shape, min(self.classes + 1, 65_535), dtype=np.uint16)
 
     def count_image(self, truth: Labels, prediction: Labels) -> Row:
-        """The counts of one image; both maps uint8 or uint16 [H, W]."""
+        """Count one image; both maps are uint8 or uint16 [H, W]."""
         confusion = image_confusion(truth, prediction, self.classes, self.ignore_labels)
         contour = boundary_counts(truth, prediction, evaluated(truth, self.ignore_labels), self.classes)
         return {
@@ -143,9 +143,9 @@ class Counts:
 
 
 def verify(table: pa.Table, index: pa.Table) -> None:
-    """Prove that every image of the benchmark is in `table` (of COUNTS) once, with every one of its pixels.
+    """Verify that `table` (of COUNTS) has every image of the benchmark exactly once, with all of its pixels.
 
-    Raises EvaluationError that names an image.
+    Raises EvaluationError, which names the first offending image.
     """
     counted = Counter(table.column("image_id").to_pylist())
     wanted = dict(
@@ -177,13 +177,13 @@ def verify(table: pa.Table, index: pa.Table) -> None:
 
 
 def merge(table: pa.Table, classes: int) -> Counts:
-    """Add up the rows of a table of COUNTS, which is sorted by image id."""
+    """Sum the rows of a table of COUNTS, which is sorted by image id."""
     row, cells, counts = _flat(table, "cells", "counts")
     confusion = empty(classes)
     np.add.at(confusion.reshape(-1), cells, counts)
     truth, prediction = np.divmod(cells, classes + 2)
     totals = np.zeros((len(table), 3, classes + 2), dtype=np.int64)
-    flat, first = totals.reshape(-1), row * 3 * (classes + 2)  # where an image's totals begin
+    flat, first = totals.reshape(-1), row * 3 * (classes + 2)  # the start of an image's totals
     agree = truth == prediction
     np.add.at(flat, (first + truth)[agree], counts[agree])
     np.add.at(flat, first + (classes + 2) + truth, counts)

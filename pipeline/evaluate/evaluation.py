@@ -1,7 +1,7 @@
 """Evaluate a labeling run against a prepared benchmark, shard by shard.
 
 evaluation/BENCHMARK-TRUTH/        inside the run folder
-    evaluation.json                what is counted against what; written first
+    evaluation.json                run and ground truth of the counts; written first
     counts/shard-000000.parquet    sparse integer counts per image (counts.py); its presence is the commit
     PROTOCOL/metrics.json, ...     results (page.py)
 
@@ -40,7 +40,7 @@ class Evaluation:
     identity: Mapping[str, Any] = field(default_factory=dict)
 
     def counter(self, folder: str | None = None) -> ShardCounter:
-        """The stage that counts a shard; its files go to the evaluation's folder unless another is given."""
+        """The stage that counts a shard; it writes to the evaluation's folder unless another is given."""
         index = self.prepared.index()
         truths = dict(zip(index.column("image_id").to_pylist(), index.column("truth").to_pylist(), strict=True))
         return ShardCounter(
@@ -59,14 +59,14 @@ class Evaluation:
         return sorted(self.run.done_shards() - counted_shards(self.run.storage, self.folder))
 
     def read(self) -> Counts:
-        """Add up all shards. Raises EvaluationError unless every image of the benchmark was counted once."""
+        """Sum the counts of all shards. Raises EvaluationError unless every image was counted exactly once."""
         table = read_counts(self.run.storage, self.folder)
         verify(table, self.prepared.index())
         return merge(table, len(self.prepared.class_names))
 
 
 def read_counts(storage: Storage, folder: str) -> pa.Table:
-    """All counts below an evaluation folder: a table of COUNTS, sorted by image id."""
+    """All counts in an evaluation folder: a table of COUNTS, sorted by image id."""
     tables = [COUNTS.empty_table()]
     for shard in sorted(counted_shards(storage, folder)):
         tables.append(read_counts_file(storage, join(folder, counts_file(shard)), COUNTS))
@@ -82,7 +82,7 @@ def read_counts_file(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
 
 
 def counted_shards(storage: Storage, folder: str) -> set[int]:
-    """Shards whose counts are there."""
+    """The shards that have a file of counts."""
     try:
         names = [name for name, _ in storage.list_files(join(folder, "counts"))]
     except FileNotFoundError:
@@ -93,8 +93,8 @@ def counted_shards(storage: Storage, folder: str) -> set[int]:
 def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) -> Evaluation:
     """Create the evaluation folder in a run, or continue it.
 
-    Raises EvaluationError if the run's classes are not the benchmark's, or if the folder's counts are of another
-    ground truth.
+    Raises EvaluationError if the run's classes differ from the benchmark's, or if the folder holds counts against
+    another ground truth.
     """
     _check_classes(class_names(run.identity), prepared)
     identity = {
@@ -142,9 +142,9 @@ def _quoted(names: Sequence[str], k: int) -> str:
 
 
 def count_stored(evaluation: Evaluation, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Count labeled shards on Ray Data; yields {shard, counted} as each is committed, in any order.
+    """Count labeled shards on Ray Data; yields {shard, counted} after each commit, in any order.
 
-    Raises EvaluationError for the first shard that cannot be counted; what was committed stays.
+    Raises EvaluationError for the first shard that cannot be counted; committed counts are kept.
     """
     if not shards:
         return

@@ -20,7 +20,7 @@ Labels = npt.NDArray[Any]  # uint8 or uint16 [H, W]
 Protocol = Literal["cliper", "mmseg"]
 PROTOCOLS: tuple[Protocol, ...] = ("cliper", "mmseg")
 
-# Which classes the mean is taken over: those the truth holds, or those the truth or a prediction holds.
+# The classes of the mean: those that occur in the truth, or those that occur in the truth or a prediction.
 _COUNTED = {
     "cliper": lambda truth, union: truth > 0,
     "mmseg": lambda truth, union: union > 0,
@@ -37,7 +37,7 @@ class SparseConfusion:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a confusion matrix says. Arrays are [K + 1]; nan where a ratio has no denominator."""
+    """Ratios from a confusion matrix. Arrays are [K + 1], nan if the denominator is 0."""
 
     miou: float
     pixel_accuracy: float
@@ -51,7 +51,7 @@ class Scores:
 
 
 def evaluated(truth: Labels, ignore_labels: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Pixels that count: bool [H, W], False where `truth` holds one of `ignore_labels`."""
+    """The pixels to count: bool [H, W], False at every pixel whose truth is in `ignore_labels`."""
     keep = np.ones(truth.shape, dtype=bool)
     for label in ignore_labels:
         keep &= truth != label
@@ -63,9 +63,9 @@ def image_confusion(
 ) -> SparseConfusion:
     """Count the pixels of one image by (truth, prediction).
 
-    `truth` and `prediction`: uint8 or uint16 [H, W] of one shape, labels 0..`classes`. Predictions above
-    `classes` fall into the last column. Raises EvaluationError for different shapes, or for a truth label that
-    is neither in the list nor ignored.
+    `truth` and `prediction`: uint8 or uint16 [H, W] of one shape, labels 0..`classes`. Predictions above `classes`
+    are counted in the last column. Raises EvaluationError for different shapes, or for a truth label that is
+    neither in the class list nor ignored.
     """
     if truth.shape != prediction.shape:
         raise EvaluationError(
@@ -108,7 +108,7 @@ def add(confusion: Ints, parts: Iterable[SparseConfusion]) -> Ints:
 
 
 def image_totals(part: SparseConfusion, classes: int) -> Ints:
-    """Per class: pixels that agree, in the truth, in the prediction. int64 [3, K + 1]."""
+    """Pixels per class: agreeing, in the truth, in the prediction. int64 [3, K + 1]."""
     truth, prediction = np.divmod(part.cells, classes + 2)
     totals = np.zeros((3, classes + 2), dtype=np.int64)
     np.add.at(totals[0], truth[truth == prediction], part.counts[truth == prediction])
@@ -118,7 +118,7 @@ def image_totals(part: SparseConfusion, classes: int) -> Ints:
 
 
 def confusion_totals(confusion: Ints) -> Ints:
-    """The same [3, K + 1] of a whole matrix [K + 1, K + 2]."""
+    """Pixels per class as in image_totals, [3, K + 1], from a full matrix [K + 1, K + 2]."""
     square = confusion[:, :-1]
     return np.stack([square.diagonal(), confusion.sum(axis=1), square.sum(axis=0)])
 
@@ -153,7 +153,7 @@ def score(confusion: Ints, protocol: Protocol, ignore_labels: Sequence[int] = (2
 def counted_classes(
     truth: Ints, union: Ints, protocol: Protocol, ignore_labels: Sequence[int]
 ) -> npt.NDArray[np.bool_]:
-    """Which classes the protocol's mean is taken over: bool, the shape of `truth` [..., K + 1].
+    """The classes of the protocol's mean: bool, the shape of `truth` [..., K + 1].
 
     Raises EvaluationError for an unknown protocol.
     """
@@ -164,7 +164,7 @@ def counted_classes(
 
 
 def ratio(numerator: Ints, denominator: Ints) -> Floats:
-    """Elementwise quotient in float64, nan where the denominator is 0."""
+    """Elementwise quotient in float64, nan if the denominator is 0."""
     out = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 

@@ -33,9 +33,9 @@ EXTREMES = 4  # best and worst images shown
 
 
 def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> str:
-    """Write all forms of the results below the evaluation folder; returns the URI of the HTML page.
+    """Write all forms of the results to the evaluation folder; returns the URI of the HTML page.
 
-    metrics.json is written last: where it is, the evaluation is complete.
+    metrics.json is written last: its presence marks a complete evaluation.
     """
     folder = join(evaluation.folder, results["protocol"])
     storage = evaluation.run.storage
@@ -48,7 +48,7 @@ def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> st
 
 
 def render(results: Results, groups: Sequence[Mapping[str, Any]]) -> str:
-    """The HTML page; it loads nothing from elsewhere. `groups`: see `extreme_images`."""
+    """The self-contained HTML page. `groups`: see `extreme_images`."""
     between = results["miou_interval"]
     return render_page(
         "report.html",
@@ -102,7 +102,7 @@ def extreme_images(evaluation: Evaluation, counts: Counts) -> list[dict[str, Any
 
 
 def _find_masks(evaluation: Evaluation, wanted: set[str]) -> dict[str, npt.NDArray[Any]]:
-    """Decode the masks of a few images; a shard's ids are read first, its masks only if one is needed."""
+    """Decode the masks of a few images; reads a shard's ids first, and its masks only if one is needed."""
     counter, storage = evaluation.counter(), evaluation.run.storage
     masks: dict[str, npt.NDArray[Any]] = {}
     for shard in sorted(counted_shards(storage, evaluation.folder)):

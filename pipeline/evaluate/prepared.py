@@ -1,6 +1,6 @@
 """A prepared benchmark: an index of images and one ground-truth PNG each.
 
-dataset.json          what it is; written last
+dataset.json          benchmark, classes, fingerprint; written last
 index.parquet         image_id, uri, truth, width, height; also an input for `cliper label`
 truth/IMAGE_ID.png    labels [H, W]: 0 = background, k = class k of the class list, the largest value = not counted
 images/               only where images are cut (Cityscapes halves) or copied
@@ -42,12 +42,12 @@ class Prepared:
 
     @property
     def complete(self) -> bool:
-        """Whether it holds as many images as the published benchmark."""
+        """Whether the number of images is that of the published benchmark."""
         return self.expected in (0, self.images)
 
     @property
     def index_uri(self) -> str:
-        """The list of images, as `cliper label --input` takes it."""
+        """The list of images, an input for `cliper label --input`."""
         return join(self.uri, "index.parquet")
 
     def index(self) -> pa.Table:
@@ -57,7 +57,7 @@ class Prepared:
 
 
 def open_prepared(uri: str, storage: Storage) -> Prepared:
-    """Open what `prepare` wrote. Raises DatasetError."""
+    """Open the output of `prepare`. Raises DatasetError."""
     try:
         content = json.loads(storage.read(join(uri, "dataset.json")))
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The eight benchmarks and the user's own images: what is counted, how a download is read. Extend by DATASETS."""
+"""The eight benchmarks and the user's own images, with the reader of each download. Add one to DATASETS."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from cliper.pipeline.evaluate.prepare.base import Sample
 
 @dataclass(frozen=True)
 class Dataset:
-    """A benchmark: what is counted, and how its download is read."""
+    """A benchmark: its classes, ignored labels, kinds of ground truth, and the reader of its download."""
 
     title: str
     ignore_labels: tuple[int, ...]  # truth labels that are not counted; 0 where background is no class

@@ -1,6 +1,7 @@
-"""From merged counts to results: a dictionary for JSON, and its CSV and Markdown forms.
+"""Compute results from merged counts: a dictionary for JSON, and its CSV and Markdown forms.
 
-Ratios are fractions (0 to 1) in JSON and CSV, percent in what people read. A ratio without denominator is null.
+Ratios are fractions (0 to 1) in JSON and CSV, and percent in Markdown and HTML. A ratio without denominator is
+null.
 """
 
 import csv
@@ -25,7 +26,7 @@ Results = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """What was evaluated, for people. `published_miou` is a fraction, None where nothing is published."""
+    """The names shown for an evaluation. `published_miou` is a fraction, None if nothing is published."""
 
     protocol: Protocol
     decided_by: Protocol  # the protocol the labels were decided by
@@ -104,7 +105,7 @@ def _per_class(counts: Counts, scores: Scores, names: Sequence[str]) -> list[Res
 
 
 def _worst(counts: Counts, k: int) -> list[Results]:
-    """Images that hold the class, by rising IoU; equal ones by id."""
+    """The images that hold the class, by ascending IoU; ties by id."""
     agree, truth, predicted = counts.totals[:, :, k].T  # each [N]
     holds = np.flatnonzero(truth)
     iou = agree[holds] / (truth + predicted - agree)[holds]
@@ -116,7 +117,7 @@ def _worst(counts: Counts, k: int) -> list[Results]:
 
 
 def image_miou(counts: Counts, ignore_labels: Sequence[int]) -> Floats:
-    """Mean IoU of every image over the classes in its truth or prediction: float64 [N]; nan without pixels."""
+    """Mean IoU of every image over the classes in its truth or prediction: float64 [N], nan without pixels."""
     agree, truth, predicted = np.moveaxis(counts.totals, 1, 0)  # each [N, K + 1]
     union = truth + predicted - agree
     listed = ~np.isin(np.arange(union.shape[1]), ignore_labels)
@@ -126,7 +127,7 @@ def image_miou(counts: Counts, ignore_labels: Sequence[int]) -> Floats:
 
 
 def to_csv(results: Results) -> str:
-    """One line per class."""
+    """CSV with one line per class."""
     columns = [
         "class_id",
         "name",
@@ -145,7 +146,7 @@ def to_csv(results: Results) -> str:
 
 
 def to_markdown(results: Results) -> str:
-    """A page: the figures, then the classes by falling IoU."""
+    """A Markdown page: the figures, then the classes by descending IoU."""
     lines = [f"# {heading(results)}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in figures(results)]
     lines += ["", "| class | IoU | accuracy | boundary IoU |", "|---|---|---|---|"]
@@ -162,7 +163,7 @@ def heading(results: Results) -> str:
 
 
 def figures(results: Results) -> list[tuple[str, str]]:
-    """The headline figures as (name, value) in percent."""
+    """The main figures as (name, value) in percent."""
     between = results["miou_interval"]
     span = "not computed" if between is None else f"{percent(between[0])} to {percent(between[1])}"
     images, expected = results["images"], results["images_expected"]
@@ -185,7 +186,7 @@ def figures(results: Results) -> list[tuple[str, str]]:
 
 
 def by_iou(results: Results) -> list[Results]:
-    """The classes in the mean, by falling IoU."""
+    """The classes in the mean, by descending IoU."""
     counted = [entry for entry in results["per_class"] if entry["counted"]]
     return sorted(counted, key=lambda entry: (-entry["iou"], entry["class_id"]))
 
@@ -196,5 +197,5 @@ def percent(value: float | None) -> str:
 
 
 def _number(value: Any) -> float | None:
-    """A float for JSON, which has no nan."""
+    """A float for JSON: None instead of nan."""
     return None if math.isnan(value) else float(value)

@@ -1,12 +1,12 @@
-"""Try many thresholds on a benchmark from one pass of the networks.
+"""Evaluate many thresholds on a benchmark with one pass of the networks.
 
-sweep/DIGEST/                   inside the run folder; the digest is of what is swept
-    sweep.json                  the variants, and what they are counted against; written first
+sweep/DIGEST/                   inside the run folder; the digest identifies variants and ground truth
+    sweep.json                  the variants and the ground truth; written first
     counts/shard-000000.parquet sparse counts per image and variant
     sweep.csv, sweep.md         the results, the best first
 
-The networks run once per image. Every variant's labels are decided from the same scores and counted at once, so
-nothing but counts is stored.
+The networks run once per image. Every variant's labels are computed from the same scores and counted immediately,
+so only counts are stored.
 """
 
 import csv
@@ -59,7 +59,7 @@ class Grid:
 
 
 def make_grid(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
-    """All combinations of `values` (setting name to list); settings that are not named keep the model's value.
+    """All combinations of `values` (setting name to list); other settings keep the model's value.
 
     Raises EvaluationError for an unknown setting and ConfigError for an impossible value.
     """
@@ -101,7 +101,7 @@ class SweepShard:
     ) -> None:
         """Load the model. `cpu_threads` bounds torch's own threads; `weights` are the hashes of the run.
 
-        An expected error is the problem of every shard: see SegmentShard.
+        An expected error is reported for every shard: see SegmentShard.
         """
         import torch
 
@@ -162,7 +162,7 @@ class SweepShard:
 def sweep_shards(
     evaluation: Evaluation, folder: str, job: Job, grid: Grid, pool: Pool
 ) -> Iterator[dict[str, Any]]:
-    """Count what is left of a sweep on Ray Data; yields {shard, counted}. Raises EvaluationError."""
+    """Count the pending shards of a sweep on Ray Data; yields {shard, counted}. Raises EvaluationError."""
     from cliper.pipeline.flow import over_shards
 
     done = counted_shards(job.run.storage, folder)
@@ -206,7 +206,7 @@ def sweep_results(
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The results as Markdown; columns that never change are left out."""
+    """The results as Markdown, without the columns that have only one value."""
     names = [name for name in SWEPT if len({row[name] for row in rows}) > 1] or ["attention_threshold"]
     lines = ["| " + " | ".join([*names, "mIoU", "pixel accuracy"]) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:

@@ -24,7 +24,7 @@ def encode_brush(mask: np.ndarray) -> list[int]:
 
 
 def encode_counts(counts: np.ndarray) -> list[int]:
-    """The same from the numbers of pixels outside, inside, outside, ... in row order (see label_counts)."""
+    """Encode from the numbers of pixels outside, inside, outside, ... in row order (see label_counts)."""
     values = np.arange(len(counts)) % 2
     lengths = counts * _CHANNELS  # a pixel is four equal words
     if not counts[0]:
@@ -49,17 +49,17 @@ def _length_sizes() -> int:
 
 
 def _left_bits(codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The lowest `counts` bits (at most 32) of every code, one after the other."""
+    """Concatenate the lowest `counts` bits (at most 32) of every code."""
     aligned = (codes.astype(np.uint64) << (32 - counts).astype(np.uint64)).astype(">u4")
     bits = np.unpackbits(aligned.view(np.uint8)).reshape(-1, 32)
     return bits[np.arange(32) < counts[:, None]]
 
 
 def decode_brush(rle: Sequence[int], height: int, width: int) -> np.ndarray:
-    """The mask, bool [height, width], of a result's `rle`: where alpha is at least 128.
+    """Decode a result's `rle` to a mask, bool [height, width]: True if alpha is at least 128.
 
-    Reads what any Label Studio writes, literal words included. Raises ValueError if the code is damaged or of
-    another size.
+    Reads the output of every Label Studio version, including literal words. Raises ValueError if the code is
+    damaged or has another size.
     """
     reader = _Bits(bytes(rle))
     count = reader.take(32)
@@ -84,7 +84,7 @@ def _blocks(reader: "_Bits", count: int, word: int, sizes: Sequence[int]) -> Ite
 
 
 class _Bits:
-    """Bits of a byte string, from the first on."""
+    """A bit reader over a byte string."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.place = data, 0
@@ -100,7 +100,7 @@ class _Bits:
         return number & ((1 << count) - 1)
 
     def take_bytes(self, count: int) -> np.ndarray:
-        """The next `count` bytes, uint8 [count]; they need not begin at a byte."""
+        """The next `count` bytes, uint8 [count]; they may start inside a byte."""
         end = self.place + 8 * count
         if end > len(self.data) * 8:
             raise ValueError("the brush ends too early")

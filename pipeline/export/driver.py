@@ -1,7 +1,7 @@
-"""Export a run: every shard on its own, then what spans them. Interrupted, the same call continues.
+"""Export a run: each shard independently, then the files that span shards. A repeated call resumes.
 
-cliper-export.json        what is exported from where; written first, says when it is finished
-cliper-images.jsonl       image_id, file name and uri of every image; what was left out, and why
+cliper-export.json        the plan and whether the export is finished; written first
+cliper-images.jsonl       image_id, file name and uri of every image; skipped images with their reason
 .cliper/00000000.jsonl    the records of one finished shard; removed at the end
 """
 
@@ -23,6 +23,7 @@ from cliper.pipeline.export.folder import Folder, compact_json
 from cliper.pipeline.export.items import LeftOut, read_items
 from cliper.pipeline.export.names import clashing_names
 from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
 from cliper.pipeline.run.folder import Run, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
@@ -36,7 +37,7 @@ _PARTS = ".cliper"
 
 @dataclass(frozen=True)
 class Summary:
-    """What an export wrote."""
+    """Counts of a finished export."""
 
     uri: str
     images: int
@@ -53,14 +54,15 @@ def export(
     corrected: Version = "latest",
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
-    """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` hears of (finished, all) shards.
+    """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` is called with (finished, all).
 
-    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot hold what the plan
-    asks for, or if the output holds anything but this export.
+    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot represent the run,
+    or if the output holds anything but this export.
     """
     started = time.monotonic()
-    exporter = pick(plan.format)
+    exporter = find_exporter(plan.format)
     plan.keep.check(plan.class_names)
+    require("export", f"the format {plan.format}", *exporter.needs)
     exporter.check(plan)
     shards = labeled_shards(run)
     if not shards:
@@ -80,7 +82,7 @@ def export(
     return Summary(uri, images, left_out, len(shards), time.monotonic() - started)
 
 
-def pick(name: str) -> Exporter:
+def find_exporter(name: str) -> Exporter:
     """The exporter of a format. Raises ExportError for an unknown one."""
     if name not in EXPORTERS:
         raise ExportError(f"unknown format '{name}'; known: {', '.join(sorted(EXPORTERS))}")
@@ -88,7 +90,7 @@ def pick(name: str) -> Exporter:
 
 
 def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], corrections: Corrections) -> dict[str, Any]:
-    """Claim or continue the output; its marker. Raises ExportError if it is something else's."""
+    """Start or resume the output folder; returns its marker. Raises ExportError if it holds anything else."""
     wanted = {
         "format": plan.format,
         "run": run.uri,
@@ -134,7 +136,7 @@ def _refuse_foreign_folder(storage: Storage, uri: str) -> None:
 
 
 def _ids(run: Run) -> Iterator[list[str]]:
-    """Every image id of the corpus, labeled or not, so that names never depend on what is done or exported."""
+    """Every image id of the corpus, labeled or not, so that names do not depend on progress or filter."""
     manifest = read_manifest(run.storage, run.uri)
     if manifest is None:
         yield from (table["image_id"].to_pylist() for table in read_tables(run, ["image_id"]))
@@ -146,7 +148,7 @@ def _ids(run: Run) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker process needs."""
+    """The task of a worker process: everything needed to export one shard."""
 
     run: Run
     plan: Plan
@@ -154,7 +156,7 @@ class _Work:
     corrections: Corrections
 
     def __call__(self, shard: int) -> None:
-        """Export one shard; its part is written last, which is the commit."""
+        """Export one shard; its records file is written last and is the commit."""
         exporter = EXPORTERS[self.plan.format]
         left_out: list[LeftOut] = []
 
@@ -180,7 +182,7 @@ def _export_shards(
             work(shard)
             on_shard(done, total)
         return
-    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive that
+    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive a fork
     with ProcessPoolExecutor(min(workers, len(shards)), spawn, initializer=_leave_interrupts) as pool:
         pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
         try:
@@ -193,14 +195,14 @@ def _export_shards(
 
 
 def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides, and the others finish their shard."""
+    """Ignore Ctrl-C, which a terminal sends to every process: only the main process stops at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _finish(
     storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]
 ) -> tuple[int, dict[str, int]]:
-    """Write what spans shards: images exported, and reasons of those left out."""
+    """Write the files that span shards; returns the exported images, and the skipped ones by reason."""
 
     def lines() -> Iterator[Record]:
         for shard in shards:

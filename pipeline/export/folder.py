@@ -1,4 +1,4 @@
-"""The folder an export writes to, local or S3. Small files go out over a few threads: each waits for its store."""
+"""The output folder of an export, local or S3. A few threads write small files, since each write waits for I/O."""
 
 import json
 from collections import deque
@@ -15,7 +15,7 @@ _WAITING = 4 * THREADS  # files held in memory at most
 
 
 class Folder:
-    """Write files by their name below `uri`; as a context manager it waits for all of them, or raises."""
+    """Writes files by name below `uri`; as a context manager it waits for all of them, or raises."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         self.storage, self.uri = storage, uri
@@ -23,13 +23,13 @@ class Folder:
         self._pending: deque[Future[None]] = deque()
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file soon; an error may be raised by a later call."""
+        """Write a file in the background; a later call may raise its error."""
         if len(self._pending) >= _WAITING:
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self.storage.write, join(self.uri, name), data))
 
     def create(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """A file to fill step by step; it appears when its block ends without an error."""
+        """Open a file for streaming; it appears when the block ends without an error."""
         return self.storage.create(join(self.uri, name))
 
     def __enter__(self) -> "Folder":
@@ -45,12 +45,12 @@ class Folder:
 
 
 def compact_json(value: Any) -> bytes:
-    """JSON without spaces, characters as they are."""
+    """JSON without spaces, non-ASCII characters unescaped."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def write_list(handle: BinaryIO, values: Iterable[Any]) -> None:
-    """A JSON list, one value at a time."""
+    """Write a JSON list, one value at a time."""
     handle.write(b"[")
     for i, value in enumerate(values):
         handle.write(b",\n" if i else b"\n")
@@ -59,7 +59,7 @@ def write_list(handle: BinaryIO, values: Iterable[Any]) -> None:
 
 
 def write_object(handle: BinaryIO, members: Iterator[tuple[str, Any]]) -> None:
-    """A JSON object whose members may be iterators, which become lists written one value at a time."""
+    """Write a JSON object; members that are iterators become lists, written one value at a time."""
     for i, (key, value) in enumerate(members):
         handle.write((b",\n" if i else b"{\n") + compact_json(key) + b": ")
         if isinstance(value, Iterator):

@@ -1,7 +1,7 @@
 """Source images for an export: their bytes, in the grid of the mask.
 
-A mask is in its file's own pixel grid. Trainers differ in whether they apply a file's EXIF orientation, so a
-copied image says orientation 1, and every reader then sees the grid of the mask.
+A mask is in its file's own pixel grid. Some trainers apply a file's EXIF orientation and some do not, so a
+copied image has orientation 1, and every reader uses the grid of the mask.
 """
 
 import io
@@ -20,10 +20,10 @@ _QUALITY = 95  # of photographs that must become JPEG
 
 
 def in_mask_grid(data: bytes, formats: Sequence[str], max_pixels: int) -> tuple[bytes, str]:
-    """An image file with orientation 1 in one of `formats`, and its ending.
+    """An image file with orientation 1 in one of `formats`, and its extension.
 
-    The bytes are kept where they can be: as they are, or a JPEG with its orientation tag set to 1. Everything else
-    is encoded anew as formats[0]: PNG without loss, JPEG at quality 95. Raises ImageError as decode does.
+    If possible the bytes are kept: unchanged, or as a JPEG with its orientation tag set to 1. Otherwise the image
+    is re-encoded as formats[0]: PNG losslessly, JPEG at quality 95. Raises ImageError as decode does.
     """
     stored, orientation = _look(data)
     if stored in formats and orientation == 1:
@@ -32,12 +32,12 @@ def in_mask_grid(data: bytes, formats: Sequence[str], max_pixels: int) -> tuple[
         plain = without_orientation(data)
         if _look(plain) == ("JPEG", 1):
             return plain, ENDINGS[stored]
-    found = decode(data, max_pixels, "accept")  # what a run labeled, it accepted
+    found = decode(data, max_pixels, "accept")  # the run has already accepted this image
     return _encode(to_file_grid(found.pixels, found.orientation), formats[0]), ENDINGS[formats[0]]
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an image file's grid, from the header."""
+    """(width, height) of an image file's pixel grid, from its header."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return image.size
 
@@ -59,7 +59,7 @@ def _encode(pixels: np.ndarray, name: str) -> bytes:
 
 
 def without_orientation(jpeg: bytes) -> bytes:
-    """A JPEG whose EXIF orientation tag, if there is one, is 1; no other byte changes."""
+    """The JPEG with its EXIF orientation tag, if any, set to 1; no other byte changes."""
     data = bytearray(jpeg)
     place = 2
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] not in _SCANS:
@@ -69,7 +69,7 @@ def without_orientation(jpeg: bytes) -> bytes:
     return bytes(data)
 
 
-_SCANS: Collection[int] = (0xDA, 0xD9)  # from here on there are pixels
+_SCANS: Collection[int] = (0xDA, 0xD9)  # pixel data follows
 
 
 def _reset(data: bytearray, tiff: int) -> None:
@@ -83,4 +83,4 @@ def _reset(data: bytearray, tiff: int) -> None:
             if struct.unpack_from(f"{order}HH", data, entry) == (_ORIENTATION, 3):
                 struct.pack_into(f"{order}H", data, entry + 8, 1)
     except struct.error:
-        return  # damaged EXIF; whether it still names an orientation is checked by the caller
+        return  # damaged EXIF; the caller checks whether an orientation remains

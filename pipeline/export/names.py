@@ -1,9 +1,9 @@
 """File names for image ids: they cannot leave the folder, clash on any file system, or break a tool's parsing.
 
-A name is the id without its image ending, percent-encoded: letters, digits and marks of any script, `-` and `_`
-stay, every other character becomes %XX of its UTF-8 bytes, so `urllib.parse.unquote` gives it back. A name that
-would be too long, that another image has (also but for upper and lower case), or that Windows reserves, ends in
-`~` and a hash of the id. An export lists every name beside its id in cliper-images.jsonl.
+A name is the id without its image extension, percent-encoded: letters, digits and marks of any script, `-` and `_`
+are kept, every other character becomes %XX of its UTF-8 bytes, and `urllib.parse.unquote` decodes it. If a name
+would be too long, is used by another image (ignoring case), or is reserved on Windows, it ends in `~` and a hash
+of the id. An export lists every name with its id in cliper-images.jsonl.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ import numpy as np
 
 from cliper.pipeline.corpus.decode import SUFFIXES
 
-MAX_BYTES = 200  # file systems allow 255; endings and temporary names need the rest
+MAX_BYTES = 200  # file systems allow 255; extensions and temporary names need the rest
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
 
 def file_name(image_id: str, clashing: Collection[int] = ()) -> str:
-    """The file name, without an ending, of an image; `clashing` are the keys that several images share."""
+    """The file name of an image, without extension; `clashing` are the keys that several images share."""
     name = _quoted(image_id)
     long = len(name.encode()) > MAX_BYTES
     if not name or long or name.lower() in _RESERVED or (clashing and _key(name) in clashing):
@@ -28,7 +28,7 @@ def file_name(image_id: str, clashing: Collection[int] = ()) -> str:
 
 
 def clashing_names(batches: Iterable[Iterable[str]]) -> frozenset[int]:
-    """Keys of the names that more than one of all image ids would get; 8 bytes per image."""
+    """Keys of the names that several image ids would get. Memory: 8 bytes per image."""
     keys = [np.array([_key(_quoted(image_id)) for image_id in batch], dtype=np.uint64) for batch in batches]
     if not keys:
         return frozenset()
@@ -50,13 +50,13 @@ def _percent(character: str) -> str:
 
 
 def _key(name: str) -> int:
-    """Equal for names that some file system takes for the same."""
+    """A key that is equal for names that some file system treats as the same."""
     same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
     return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "big")
 
 
 def _shortened(name: str) -> str:
-    """At most MAX_BYTES with the hash, never cut inside a character or an escape."""
+    """Truncate to MAX_BYTES including the hash, never inside a character or an escape."""
     room = MAX_BYTES - 17
     cut = name.encode()[:room].decode(errors="ignore")
     escape = cut.rfind("%", len(cut) - 2)

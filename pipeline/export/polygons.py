@@ -1,8 +1,8 @@
-"""Label maps to polygons through pixel centres, holes included; filling them with OpenCV gives the map back.
+"""Convert label maps, including holes, to polygons through pixel centers; filled by OpenCV they restore the map.
 
-A region (8-connected) is one closed line. A hole is reached over a bridge: the line leaves the outer contour, goes
-around the hole and returns the same way, so an even-odd fill leaves the hole out. Every bridge runs horizontally
-over pixels of the region itself and therefore adds nothing.
+A region (8-connected) is one closed line. A bridge leads to a hole: the line leaves the outer contour, goes
+around the hole and returns the same way, so an even-odd fill leaves the hole empty. Every bridge runs horizontally
+over pixels of the region itself and therefore adds no pixels.
 """
 
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ def regions(mask: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _keyhole(outer: np.ndarray, holes: list[np.ndarray], mask: np.ndarray) -> np.ndarray:
-    """One line around the region and its holes; all int [n, 2].
+    """Join the region's contour and those of its holes to one line; all int [n, 2].
 
-    From the leftmost point of a hole's contour the pixels to the left belong to the region up to one that lies on
-    the outer contour or on the contour of a hole further left, which is in the line already.
+    The pixels left of the leftmost point of a hole's contour belong to the region, up to one that lies on the
+    outer contour or on the contour of a hole further left, which the line already includes.
     """
     chain = [tuple(point) for point in outer.tolist()]
     for hole in sorted(holes, key=lambda points: points[:, 0].min()):
@@ -56,7 +56,7 @@ def _keyhole(outer: np.ndarray, holes: list[np.ndarray], mask: np.ndarray) -> np
 
 
 def _corners(points: np.ndarray) -> np.ndarray:
-    """Leave out points in the middle of a straight line; turning points stay."""
+    """Remove the inner points of straight lines; corners are kept."""
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     straight = (np.sign(before) == np.sign(after)).all(axis=1) & (
         before[:, 0] * after[:, 1] == before[:, 1] * after[:, 0]
@@ -65,5 +65,5 @@ def _corners(points: np.ndarray) -> np.ndarray:
 
 
 def _closed(points: np.ndarray) -> np.ndarray:
-    """At least three points: a single pixel or a line names its last point again."""
+    """Pad a single pixel or a line to three points by repeating its last point."""
     return points if len(points) >= 3 else np.concatenate([points, points[-1:].repeat(3 - len(points), axis=0)])

@@ -1,4 +1,4 @@
-"""Runs of equal labels: every run-length format starts from one pass over the label map."""
+"""Runs of equal labels from one pass over the label map, shared by all run-length formats."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ def runs(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def label_counts(flat: np.ndarray) -> dict[int, np.ndarray]:
-    """For every label but 0 of a flat label map: how many places are outside, inside, outside, ... of it.
+    """For every label but 0 of a flat label map: the number of places outside, inside, outside, ... of it.
 
-    int64 [n] each, beginning with outside (maybe 0 places) and adding up to `flat.size`; in the labels' order.
+    int64 [n] each, starting with outside (possibly 0 places) and adding up to `flat.size`; in the labels' order.
     """
     starts, lengths, values = runs(flat)
     order = np.argsort(values, kind="stable")

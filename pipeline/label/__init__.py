@@ -1,1 +1,1 @@
-"""Labeling: the actor, its segmenter, the pool it runs in, and what a job will cost."""
+"""Labeling: the actor, its segmenter, the pool of actors, and cost estimates."""

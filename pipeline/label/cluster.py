@@ -1,7 +1,7 @@
-"""The Ray cluster as a run meets it: what is free, and CPUs that are held until the run ends.
+"""The free resources of the Ray cluster, and a reservation of CPUs that lasts until the run ends.
 
-Actors hold their room as long as they live. Loading and writing tasks come and go: without a reservation, other
-work could take their CPUs in between, and a run that holds GPUs would stand still.
+Actors hold their resources as long as they live. Loading and writing tasks come and go: without a reservation,
+other work could take their CPUs in between, and a run that holds GPUs would stall.
 """
 
 import math
@@ -22,26 +22,27 @@ from cliper.pipeline.label.pool import (
 
 Say = Callable[[str], None]
 
-SETTLE_SECONDS = 20.0  # for Ray to place what should fit; longer means that other work took the room
-GRACE_SECONDS = 10.0  # for a run that has just ended to give back its room
+SETTLE_SECONDS = 20.0  # for Ray to place a group that should fit; longer means that other work took the CPUs
+GRACE_SECONDS = 60.0  # for a driver that has just ended, or was killed, to release its resources
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 
 def cluster_nodes() -> list[Node]:
-    """The living nodes of the connected cluster."""
+    """The nodes of the connected cluster that are alive."""
     import ray
 
-    # Ray has no public call for what is free on each node; this one is in every release from 2.50 to 2.60.
+    # Ray has no public call for the free resources of each node; this one exists in every release from 2.50 to
+    # 2.60.
     free = ray._private.state.available_resources_per_node()
     alive = [node for node in ray.nodes() if node["Alive"]]
     return [Node(n["Resources"], free.get(n["NodeID"], {}), n.get("Labels") or {}) for n in alive]
 
 
 def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
-    """Plan a pool on what is free, for up to `seconds`; what is missing is asked of the cluster's autoscaler.
+    """Plan a pool on free resources, waiting up to `seconds` and requesting the missing ones from the autoscaler.
 
-    What other work holds gets GRACE_SECONDS in any case: actors of a run that has just ended may still be there.
-    Raises ResourceError with the reason that is left.
+    If other work uses the resources, it always waits GRACE_SECONDS: actors of a killed driver may not have stopped
+    yet. Raises ResourceError with the last reason.
     """
     began, said = time.monotonic(), 0.0
     try:
@@ -65,7 +66,7 @@ def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
 
 
 def _request(wanted: ResourceConfig | None) -> None:
-    """Ask the autoscaler for the first actors of a pool that does not fit yet; None takes that back."""
+    """Request the resources of a pool's first actors from the autoscaler; None cancels the request."""
     from ray.autoscaler.sdk import request_resources
 
     if wanted is None:
@@ -80,23 +81,22 @@ def _request(wanted: ResourceConfig | None) -> None:
 
 @contextmanager
 def reserved(bundles: Sequence[float], each: float) -> Iterator[dict[str, Any]]:
-    """Hold CPUs for tasks of `each` CPUs until the block ends; yields the tasks' options for map_batches.
+    """Reserve CPUs for tasks of `each` CPUs until the block ends; yields the tasks' options for map_batches.
 
-    `bundles` are the CPUs held together on a node; if they do not all fit, the first one alone is held. Raises
-    ResourceError if even that was taken meanwhile.
+    Each of `bundles` is a number of CPUs on one node; if they do not all fit, only the first one is reserved.
+    Raises ResourceError if other work has taken even that.
     """
     from ray.util.placement_group import remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     group = _placed(bundles) or (_placed(bundles[:1]) if len(bundles) > 1 else None)
     if group is None:
         raise ResourceError(
-            f"the {bundles[0]:g} CPU for reading and writing was taken by other work: free are "
+            f"the {bundles[0]:g} CPU for reading and writing was taken by other work; free: "
             f"{describe_free(cluster_nodes())}; run the command again with --wait-for-resources 10m"
         )
     try:
-        # Ray Data's stages take resources but, from 2.64 on, no placement group. Ray offers what a group holds as
-        # resources of this name; a task that asks for one runs in the group.
-        yield {"num_cpus": 0, "resources": {f"CPU_group_{group.id.hex()}": each}}
+        yield {"num_cpus": each, "scheduling_strategy": PlacementGroupSchedulingStrategy(group)}
     finally:
         remove_placement_group(group)
 

@@ -1,4 +1,4 @@
-"""What labeling a corpus will take, from a sample of it run for real on this machine."""
+"""Time and output size of labeling a corpus, estimated from a sample that is labeled on this machine."""
 
 import random
 import time
@@ -21,7 +21,7 @@ from cliper.pipeline.run.schema import label_schema
 from cliper.pipeline.run.shards import encode
 from cliper.pipeline.storage.backend import Storage
 
-PARTS = 4  # of the sample, timed apart: their spread says how far the rate can be trusted
+PARTS = 4  # of the sample, timed separately: their spread shows how reliable the rate is
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Measured:
-    """A sample that went through one actor."""
+    """Measurements of a sample that one actor labeled."""
 
     images: int
     failed: int
-    load_seconds: float  # one task reading, nothing beside it
+    load_seconds: float  # one task reading, with nothing else running
     start_seconds: float  # to load the model and label the first batch
     part_rates: list[float]  # images/s of each of the PARTS of the sample: decode, model and encode overlapping
     seconds: float  # of all parts
@@ -48,13 +48,13 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Images/s of one actor that runs without a pause."""
+        """Images/s of one actor under continuous load."""
         return self.images / self.seconds
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The whole corpus on a number of actors."""
+    """Estimated time, output and cost of the whole corpus on a number of actors."""
 
     actor_hours: float
     hours: float
@@ -82,7 +82,7 @@ def sample_corpus(
 def measure(
     sample: Sequence[Entry], storage: Storage, factory: SegmenterFactory, config: JobConfig, classes: ClassList
 ) -> Measured:
-    """Send a sample through one actor in this process: what a labeling run does per shard, without Ray."""
+    """Label a sample with one actor in this process, as a labeling run does per shard, but without Ray."""
     began = time.perf_counter()
     table = load_entries(storage, 0, sample, config.input.image_column)
     loaded = time.perf_counter()

@@ -1,9 +1,10 @@
-"""Segment within the memory there is, and let an image cost no more than its own row.
+"""Segment within the available memory; an image that fails affects only its own row.
 
-What raises together is tried again in halves, down to single images. A single image that does not fit the device
-goes to the segmenter's spare, if it has one: CLIPer's is a copy on the CPU, in float32, whose scores are those of
-the GPU but for rounding. An image that fits nowhere becomes a row of type `out_of_memory`. Whether an image fits
-is decided by its shape and the kind of device, so the same image still gets the same mask on the same devices.
+A failing batch is split and retried, down to single images. A single image that does not fit the device is passed
+to the segmenter's spare, if it has one: CLIPer's is a copy on the CPU, in float32, whose scores equal those of the
+GPU up to rounding. An image that does not fit the spare either becomes a row of type `out_of_memory`. Whether an
+image fits depends on its shape and the kind of device, so the same image still gets the same mask on the same
+devices.
 """
 
 import gc
@@ -36,15 +37,15 @@ class Segmenter(Protocol):
 
 @runtime_checkable
 class HasSpare(Protocol):
-    """A segmenter that knows another one, slower, which needs none of its device's memory."""
+    """A segmenter with a slower spare that needs no memory on its device."""
 
     def spare(self) -> Segmenter | None:
-        """Load the other segmenter; None if there is none to help."""
+        """Load the spare segmenter; None if there is none."""
         ...
 
 
 class CarefulSegmenter:
-    """Calls a segmenter so that every image gets a result: its segmentation, or the exception it alone raises."""
+    """Calls a segmenter and returns a result for every image: its segmentation, or the exception it raises."""
 
     def __init__(self, segmenter: Segmenter) -> None:
         self.segmenter = segmenter
@@ -52,7 +53,7 @@ class CarefulSegmenter:
         self._asked_for_spare = False
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation | Exception]":
-        """Segment together; what raises, in halves."""
+        """Segment the images as one batch; if that fails, split the batch and retry."""
         outcome = attempt(self.segmenter, images, image_ids)
         if not isinstance(outcome, Exception):
             return outcome
@@ -65,12 +66,12 @@ class CarefulSegmenter:
         return [outcome] if isinstance(outcome, Exception) else outcome
 
     def _load_spare(self) -> Segmenter | None:
-        """The segmenter's spare, loaded when it is first needed and then kept."""
+        """The segmenter's spare, loaded on first use and then kept."""
         if not self._asked_for_spare and isinstance(self.segmenter, HasSpare):
             self._asked_for_spare = True
             try:
                 self._spare = self.segmenter.spare()
-            except Exception as error:  # then large images stay rows without a mask, and the log says why
+            except Exception as error:  # then large images stay rows without a mask, with the reason in the log
                 print(f"no spare segmenter for images that do not fit the device: {error}", file=sys.stderr)
         return self._spare
 
@@ -103,14 +104,14 @@ def attempt(
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that the device's or the host's memory did not suffice."""
+    """Whether an error means that the device or the host ran out of memory."""
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in text_of(error) for sign in _SIGNS)
 
 
 def _release_memory() -> None:
-    """Give what the failed attempt held back to the device."""
+    """Return the failed attempt's memory to the device."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
@@ -118,7 +119,7 @@ def _release_memory() -> None:
 
 
 def _leave_if_the_device_is_lost(failure: Exception) -> None:
-    """End the process if its GPU is beyond use: after a fault every call fails, and so would every later image.
+    """Exit the process if its GPU is unusable: after a fault every call fails, and so would every later image.
 
     Ray starts another actor with the same shard; run/attempts.py finds the image if it was one.
     """

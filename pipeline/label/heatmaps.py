@@ -1,4 +1,4 @@
-"""Heat maps of single images: the scores of every class that is present, as grey pictures in the run folder.
+"""Heat maps of single images: the scores of every class in the mask, as grayscale images in the run folder.
 
 heatmaps/IMAGE_ID/003-cat.png   8-bit, the size of the image file; 255 is a score of 1
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class HasHeat(Protocol):
-    """A segmenter that shows what its labels were decided from."""
+    """A segmenter that also returns the scores behind its labels."""
 
     def heat(self, image: np.ndarray, image_id: str) -> npt.NDArray[np.float32]:
         """Scores of every class for one uint8 RGB image [H, W, 3]: [K, h, w], 0 to 1."""
@@ -37,7 +37,7 @@ def write_heatmaps(
     found: "Segmentation",
     names: Sequence[str],
 ) -> None:
-    """Write one picture for each class that has pixels in the mask. Raises StorageError."""
+    """Write one image for each class that has pixels in the mask. Raises StorageError."""
     for k in np.flatnonzero(found.pixels[1:]).tolist():
         slug = re.sub(r"[^\w-]+", "-", names[k]).strip("-")
         target = join(run.uri, f"heatmaps/{image_id}/{k + 1:03d}-{slug}.png")
@@ -45,7 +45,7 @@ def write_heatmaps(
 
 
 def _picture(scores: npt.NDArray[np.float32], image: Decoded) -> bytes:
-    """Scores [h, w] as a PNG in the file's own pixel grid."""
+    """Encode scores [h, w] as a PNG in the image file's own pixel grid."""
     height, width = image.pixels.shape[:2]
     full = np.asarray(Image.fromarray(scores).resize((width, height), Image.Resampling.BILINEAR))
     grey = (full.clip(0, 1) * 255).round().astype(np.uint8)

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig, ResourceConfig, pick
+from cliper.pipeline.config import JobConfig, ResourceConfig, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries, no_images
 from cliper.pipeline.errors import RunError
+from cliper.pipeline.extras import require
 from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind
-from cliper.pipeline.run.folder import Run, check_folder, identity_of, open_run, read_run
+from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
 from cliper.pipeline.storage.backend import Storage
@@ -48,8 +49,9 @@ def open_job(
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
     says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
     """
-    kind = pick("segmenter", config.segmenter, SEGMENTERS)
-    pick("mask_codec", config.mask_codec, MASK_CODECS)
+    kind = lookup("segmenter", config.segmenter, SEGMENTERS)
+    codec = lookup("mask_codec", config.mask_codec, MASK_CODECS)
+    require("export", f"mask_codec {config.mask_codec}", *codec.needs)
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     left_out = LeftOut()
@@ -60,7 +62,7 @@ def open_job(
     check_folder(output, storage, identity)
     if held is not None:
         held.enter_context(hold(output, storage))
-    run = open_run(output, storage, identity)
+    run = begin_run(output, storage, identity)
     manifest = read_manifest(storage, output) or _list_new(run, entries, config, left_out)
     return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 

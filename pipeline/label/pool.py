@@ -1,7 +1,8 @@
 """The pool of segmenting actors: how many, how large, and whether the cluster can hold it. Arithmetic, no Ray.
 
-A run holds its room for as long as it works: one share for the actors, one for the loading and writing tasks. So a
-run that has started can always feed itself, whatever else the cluster does (cluster.py reserves the room).
+A run holds its resources until it ends: one share for the actors, one for the loading and writing tasks. A run
+that has started can therefore always load and write, whatever else runs on the cluster (cluster.py reserves the
+CPUs).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import BusyError, ResourceError
 
 IO_CPUS = 0.25  # of a loading or a writing task: they wait for storage most of the time
-IO_BUNDLE = 2 * IO_CPUS  # what is reserved at least, and on one node: a task that loads and one that writes
+IO_BUNDLE = 2 * IO_CPUS  # the minimum reservation, on one node: one loading and one writing task
 
 Resources = Mapping[str, float]
 
@@ -28,16 +29,16 @@ class Node:
 
     @classmethod
     def idle(cls, **resources: float) -> "Node":
-        """A node of which nothing is in use."""
+        """A node whose resources are all free."""
         return cls(resources, resources)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The segmenting actors: `actors` of them, or up to `max_actors` as the cluster has room.
+    """The segmenting actors: `actors` of them, or up to `max_actors` as resources become free.
 
     `gpus_per_actor` may be a fraction. `io_bundles` are reserved for loading and writing, IO_BUNDLE CPUs each.
-    `resources` and `labels` are what a node must have for an actor to run there.
+    `resources` and `labels` are required of the nodes that actors run on.
     """
 
     actors: int
@@ -50,12 +51,12 @@ class Pool:
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of actors follows the cluster."""
+        """Whether the number of actors scales with the cluster."""
         return self.max_actors > self.actors
 
     @property
     def io_tasks(self) -> int:
-        """Loading tasks at a time, and writing tasks: all of them together fit the reserved bundles."""
+        """The number of concurrent loading tasks, and of writing tasks; together they fit the reserved bundles."""
         return max(1, round(self.io_bundles * IO_BUNDLE / IO_CPUS) // 2)
 
     @property
@@ -78,9 +79,9 @@ class Pool:
 
 
 def wants_gpu(wanted: ResourceConfig, nodes: Sequence[Node]) -> bool:
-    """Whether actors go on GPUs: as `wanted.device` says, else where the eligible nodes have some.
+    """Whether actors use GPUs: as set by `wanted.device`, else if the eligible nodes have any.
 
-    Raises ResourceError if that cannot be told yet, or if there is no GPU although one is asked for.
+    Raises ResourceError if the cluster has no nodes yet to decide by, or if GPUs are requested and there are none.
     """
     if wanted.device == "cpu":
         return False
@@ -88,14 +89,14 @@ def wants_gpu(wanted: ResourceConfig, nodes: Sequence[Node]) -> bool:
     has_gpu = any(node.total.get("GPU", 0) > 0 for node in chosen)
     if wanted.device == "auto" and not any(node.total.get("CPU", 0) or node.total.get("GPU", 0) for node in nodes):
         raise ResourceError(
-            "the cluster has no CPUs and no GPUs yet; to start nodes for this run, say what it needs: "
+            "the cluster has no CPUs and no GPUs yet; to start nodes for this run, add "
             "--device cuda or --device cpu, --actors, and --wait-for-resources 10m"
         )
     return has_gpu or wanted.device == "cuda"
 
 
 def eligible(wanted: ResourceConfig, nodes: Sequence[Node]) -> list[Node]:
-    """The nodes where actors may run: those with the accelerator type, custom resources and labels asked for."""
+    """The nodes that actors may run on: those with the requested accelerator type, custom resources and labels."""
     needs = custom_resources(wanted)
     return [
         node
@@ -106,15 +107,15 @@ def eligible(wanted: ResourceConfig, nodes: Sequence[Node]) -> list[Node]:
 
 
 def custom_resources(wanted: ResourceConfig) -> dict[str, float]:
-    """What an actor asks for besides CPUs and GPUs. Ray marks a node's accelerator as a resource of that name."""
+    """An actor's resources other than CPUs and GPUs. Ray marks a node's accelerator as a resource of that name."""
     marked = {} if wanted.accelerator_type is None else {f"accelerator_type:{wanted.accelerator_type}": 0.001}
     return {**marked, **wanted.custom}
 
 
 def plan_pool(wanted: ResourceConfig, nodes: Sequence[Node]) -> Pool:
-    """Size the pool from what is free on `nodes`: `actors_per_gpu` on each free GPU, else an actor per four CPUs.
+    """Size the pool to the free resources of `nodes`: `actors_per_gpu` per free GPU, else an actor per four CPUs.
 
-    Every actor fits on one node, and loading and writing on another or the same. Raises ResourceError otherwise.
+    Every actor fits on one node, and so do loading and writing. Raises ResourceError otherwise.
     """
     gpu = wants_gpu(wanted, nodes)
     chosen = eligible(wanted, nodes)
@@ -128,7 +129,7 @@ def plan_pool(wanted: ResourceConfig, nodes: Sequence[Node]) -> Pool:
 
 
 def fits(pool: Pool, nodes: Sequence[Node]) -> bool:
-    """Whether the pool's first actors and one bundle for loading and writing can be placed on what is free."""
+    """Whether the pool's first actors and one bundle for loading and writing fit the free resources."""
     room = [places(node.free, pool.bundle) if _suits(pool, node) else 0 for node in nodes]
     for node, count in zip(nodes, room, strict=True):
         if node.free.get("CPU", 0.0) < IO_BUNDLE:
@@ -141,7 +142,7 @@ def fits(pool: Pool, nodes: Sequence[Node]) -> bool:
 
 
 def places(free: Resources, bundle: Resources) -> int:
-    """How often `bundle` fits in `free`."""
+    """The number of times that `bundle` fits in `free`."""
     return min(int(free.get(name, 0.0) / amount + 1e-6) for name, amount in bundle.items())
 
 
@@ -160,7 +161,7 @@ def describe_pool(pool: Pool, nodes: Sequence[Node]) -> str:
 
 
 def _range(wanted: ResourceConfig, chosen: Sequence[Node], gpu: bool) -> tuple[int, int]:
-    """The least and the most actors."""
+    """The minimum and maximum number of actors."""
     if wanted.actors is None:
         free = sum(int(node.free.get("GPU", 0)) for node in chosen) * wanted.actors_per_gpu
         cpus = sum(node.free.get("CPU", 0.0) for node in chosen)
@@ -172,7 +173,7 @@ def _range(wanted: ResourceConfig, chosen: Sequence[Node], gpu: bool) -> tuple[i
 
 
 def _cpu_choices(wanted: ResourceConfig, nodes: Sequence[Node], gpu: bool, actors: int) -> list[float]:
-    """CPUs per actor to try, the best first: as many whole ones as fit, but one beside a GPU."""
+    """CPUs per actor to try, the best first: 1 for an actor on a GPU, else as many whole CPUs as fit."""
     if wanted.cpus_per_actor is not None:
         return [wanted.cpus_per_actor]
     if gpu:
@@ -182,7 +183,7 @@ def _cpu_choices(wanted: ResourceConfig, nodes: Sequence[Node], gpu: bool, actor
 
 
 def _io_bundles(pool: Pool, nodes: Sequence[Node]) -> int:
-    """Bundles for loading and writing: one per possible actor, as far as the first actors leave room."""
+    """Bundles for loading and writing: one per possible actor, limited by the CPUs that the first actors leave."""
     left, bundles = pool.actors, 0
     for node in nodes:
         here = min(left, places(node.free, pool.bundle)) if _suits(pool, node) else 0
@@ -196,13 +197,13 @@ def _suits(pool: Pool, node: Node) -> bool:
 
 
 def _refusal(pool: Pool, wanted: ResourceConfig, nodes: Sequence[Node]) -> ResourceError:
-    """Why the pool does not fit, and what to do."""
+    """The error for a pool that does not fit, with a remedy."""
     each = ", ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items() if ":" not in name)
     needs = f"{_count(pool.actors, 'actor')} with {each} each, and {IO_BUNDLE:g} CPU for reading and writing"
     if fits(pool, [Node(node.total, node.total, node.labels) for node in nodes]):
         return BusyError(
-            f"{needs} fit this cluster, but not beside what runs on it now: free are {describe_free(nodes)}; "
-            "lower --actors or --cpus-per-actor, or wait for room with --wait-for-resources 10m"
+            f"{needs} fit this cluster, but other work is running on it; free: {describe_free(nodes)}; "
+            "lower --actors or --cpus-per-actor, or wait with --wait-for-resources 10m"
         )
     if (wanted.accelerator_type or wanted.custom or wanted.labels) and not eligible(wanted, nodes):
         return ResourceError(f"no node has {_describe_needs(wanted)}; the nodes have {_describe_marks(nodes)}")
@@ -221,7 +222,7 @@ def describe_nodes(nodes: Sequence[Node]) -> str:
 
 
 def describe_free(nodes: Sequence[Node]) -> str:
-    """The same of what is free."""
+    """Like describe_nodes, for the free resources."""
     return _listed(nodes, [node.free for node in nodes])
 
 
@@ -243,7 +244,7 @@ def _describe_needs(wanted: ResourceConfig) -> str:
 
 
 def _describe_marks(nodes: Sequence[Node]) -> str:
-    """The accelerator types, custom resources and labels there are."""
+    """The accelerator types, custom resources and labels of the nodes."""
     own = ("CPU", "GPU", "memory", "object_store_memory")
     names = {name for node in nodes for name in node.total if name not in own and not name.startswith("node:")}
     labels = {f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/node-id")}

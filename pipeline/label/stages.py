@@ -1,4 +1,4 @@
-"""What happens to one shard, in order: load, segment, write. Plain functions; flow.py puts them on Ray."""
+"""The stages of one shard, in order: load, segment, write. Plain functions; flow.py runs them on Ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from cliper.pipeline.telemetry import timed
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to label; with `again`, only its failed images, whose new rows replace the old ones."""
+    """A shard to label; with `again`, only its failed images, whose new rows replace the failed ones."""
 
     shard: int
     again: Failed | None = None
@@ -30,7 +30,7 @@ class Task:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Task":
-        """The task that `as_row` was made of."""
+        """The task from a row of `as_row`."""
         return cls(row["shard"], None if row.get("again") is None else Failed(**row["again"]))
 
 

@@ -1,7 +1,7 @@
-"""How far the actors are, between two commits: they note it in the cluster's key-value store, the driver reads it.
+"""Progress of the actors between commits: they write it to the cluster's key-value store, and the driver reads it.
 
-An actor has one key and overwrites it at most twice a second, so that many actors cost the head little. The notes
-are for people: nothing is decided by them, and nothing is lost with them.
+An actor has one key and overwrites it at most twice a second, which keeps the load on the head low. The notes are
+only displayed: no decision depends on them, and losing them is harmless.
 """
 
 import json
@@ -14,25 +14,25 @@ from uuid import uuid4
 
 EVERY = 0.5  # seconds between two notes of one actor
 _SPACE = b"cliper"  # namespace of the keys
-_SHARDS = 3  # of one actor: at work, and written by another task at the moment
+_SHARDS = 3  # of one actor: one being labeled, one being written by another task
 
 
 class Beat:
-    """An actor's own notes. Outside Ray it does nothing."""
+    """Writes one actor's progress. Does nothing outside Ray."""
 
     def __init__(self, board: str) -> None:
-        """`board` names the run's notes; every actor adds a key of its own."""
+        """`board` is the prefix of the run's keys; every actor adds a separate key."""
         self.key = f"{board}/{uuid4().hex}".encode()
         self.content: dict[str, Any] = {"model_seconds": None, "device": None, "shards": {}}
         self.noted = 0.0
 
     def loaded(self, seconds: float, device: str) -> None:
-        """The model is ready after `seconds`, on `device` (e.g. "cpu")."""
+        """Note that the model was loaded in `seconds`, on `device` (e.g. "cpu")."""
         self.content |= {"model_seconds": seconds, "device": device}
         self._note(True)
 
     def images(self, shard: int, done: int, failed: int) -> None:
-        """`done` images of a shard are through the model, of which `failed` have no mask."""
+        """Note that `done` images of a shard are segmented, of which `failed` have no mask."""
         shards: dict[str, list[float]] = self.content["shards"]
         first = not shards
         shards.pop(str(shard), None)
@@ -52,7 +52,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the actors of a run noted: how many have their model, and images per shard that is at work."""
+    """The actors' notes: loaded models, and the images done of each shard in progress."""
 
     model_seconds: tuple[float, ...]  # of each actor that is ready
     devices: tuple[str, ...]  # of the same actors
@@ -60,7 +60,7 @@ class Seen:
 
 
 def read_board(board: str) -> Seen:
-    """Read the notes below `board`. Returns none if the store does not answer."""
+    """Read the notes below `board`; empty if the store does not answer."""
     notes = []
     for key in _store("list", f"{board}/".encode()) or []:
         content = _store("get", key)
@@ -83,7 +83,7 @@ def clear_board(board: str) -> None:
 
 
 def _store(call: str, key: bytes, value: bytes = b"") -> Any:
-    """One call of Ray's key-value store; None if it fails, as notes may be lost."""
+    """One call of Ray's key-value store; None if it fails, because notes may be lost."""
     from ray.experimental import internal_kv as kv
 
     try:

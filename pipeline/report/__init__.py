@@ -1,1 +1,1 @@
-"""The report of a run, and the page parts it shares with other pages."""
+"""The report of a run, and the shared parts of all pages."""

@@ -1,4 +1,4 @@
-"""Images and masks of a report page as data URIs, in the colours of the palette."""
+"""Images and masks of a report page as data URIs, in the colors of the palette."""
 
 import base64
 import io
@@ -15,7 +15,7 @@ OVERLAY_SIDE = 320  # pixels, the longer side in the page
 
 
 def picture(pixels: npt.NDArray[np.uint8], side: int = OVERLAY_SIDE) -> str:
-    """RGB uint8 [H, W, 3] as a JPEG data URI; its longer side is `side` at most."""
+    """RGB uint8 [H, W, 3] as a JPEG data URI, its longer side at most `side` pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
@@ -24,19 +24,19 @@ def picture(pixels: npt.NDArray[np.uint8], side: int = OVERLAY_SIDE) -> str:
 
 
 def overlay(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Labels [H, W] in the palette's colours, half transparent, over a greyed RGB image [H, W, 3]."""
+    """Labels [H, W] in the palette's colors, half transparent, over a desaturated RGB image [H, W, 3]."""
     grey = pixels.mean(axis=2, keepdims=True) * 0.8 + 40
     return (0.4 * grey + 0.6 * COLOURS[palette_index(labels)]).clip(0, 255).astype(np.uint8)
 
 
 def palette_index(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The palette entry of every label, uint8: labels from 256 on repeat the colours, 0 keeps its own."""
+    """The palette entry of every label, uint8; labels from 256 on repeat the colors, except that of 0."""
     wide = labels.astype(np.int64)
     return np.where(wide == 0, 0, (wide - 1) % 255 + 1).astype(np.uint8)
 
 
 def mask_layer(labels: npt.NDArray[Any], side: int = OVERLAY_SIDE) -> str:
-    """Labels [H, W] as a palette PNG data URI, its longer side `side` at most; label 0 is transparent."""
+    """Labels [H, W] as a palette PNG data URI, its longer side at most `side` pixels; label 0 is transparent."""
     image = Image.fromarray(palette_index(labels))
     scale = min(1.0, side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -48,5 +48,5 @@ def mask_layer(labels: npt.NDArray[Any], side: int = OVERLAY_SIDE) -> str:
 
 
 def colour(label: int) -> str:
-    """The CSS colour of a label."""
+    """The CSS color of a label."""
     return "rgb({},{},{})".format(*COLOURS[int(palette_index(np.array(label)))])

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages from the templates of this package: no script, style, font or image from elsewhere."""
+"""Self-contained HTML pages from the templates of this package; they load no other files."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render_page(template: str, values: Mapping[str, Any]) -> str:
-    """Fill a template of report/templates; every value is escaped. Raises UndefinedError for a missing one."""
+    """Render a template of report/templates; every value is escaped. Raises UndefinedError for a missing value."""
     return _environment().get_template(template).render(values)
 
 
@@ -24,14 +24,14 @@ def _environment() -> Environment:
 
 
 def share(value: float) -> str:
-    """A fraction in percent, short: 0.1234 is 12.3%; small ones keep a digit that says something."""
+    """A fraction as a short percentage: 0.1234 is 12.3%; small values keep one significant digit."""
     if math.isnan(value):
         return "-"
     return f"{100 * value:.1f}%" if value >= 0.001 or value == 0 else f"{100 * value:.2g}%"
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: 3 h 12 min, 4 min 5 s, 12 s."""
+    """Seconds in the two largest units: 3 h 12 min, 4 min 5 s, 12 s."""
     for unit, size, smaller, step in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit} {seconds % size // step:.0f} {smaller}"

@@ -1,4 +1,4 @@
-"""One image under settings that a person tries out: its mask, what led to it, and the config that gives it."""
+"""Preview of one image under trial settings: its mask, the scores behind it, and the config that reproduces it."""
 
 import base64
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _SIDE = 2 * OVERLAY_SIDE  # pixels, of the image shown
 
 @dataclass(frozen=True)
 class Choice:
-    """What a person sets; thresholds from 0 to 1. `fgc` needs a configuration that has it."""
+    """The user's settings; thresholds from 0 to 1. `fgc` needs a configuration that has it."""
 
     classes: ClassList
     background_words: tuple[str, ...]
@@ -55,29 +55,29 @@ class Preview:
 
     @property
     def gates(self) -> bool:
-        """Whether the presence threshold takes part in the decision; see `segment_scores`."""
+        """Whether the presence threshold affects the labels; see `segment_scores`."""
         return self.settings.model.labels.protocol == "cliper"
 
 
 class Previewer:
-    """The networks of a configuration, loaded once. Calls do not change it."""
+    """The networks of a configuration, loaded once. Stateless between calls."""
 
     def __init__(self, config: JobConfig) -> None:
-        """Load the weights. Raises ConfigError for another segmenter than CLIPer, or WeightsError."""
+        """Load the weights. Raises ConfigError for any segmenter but CLIPer, and WeightsError."""
         if config.segmenter != "cliper":
             raise ConfigError(f"only the segmenter 'cliper' can be previewed, not '{config.segmenter}'")
         self.config = config
         self.resident = Resident(config.model)
 
     def label(self, data: bytes, image_id: str, choice: Choice) -> Preview:
-        """Label the bytes of an image file. `image_id` seeds FGC's noise; `cliper label` takes the file's name.
+        """Label the bytes of an image file. `image_id` seeds FGC's noise; `cliper label` uses the file's name.
 
         Raises ImageError, ConfigError or ClassListError.
         """
         settings = chosen_settings(self.config, choice)
         model = self.resident.segmenter(settings.model, choice.classes)
         image = decode(data, settings.max_pixels, settings.input.truncated)
-        # The batch `CLIPer.segment` would make of one image: the same sums, so the same mask.
+        # Same batch as in `CLIPer.segment` for one image: the same sums, so the same mask.
         batch = 1 if model.device.type == "cpu" else settings.model.batch_size
         scores = model.scores([image.pixels] * batch, [image_id] * batch)
         found = model.label(scores, 0, image.pixels.shape[:2])
@@ -85,7 +85,7 @@ class Previewer:
 
 
 def chosen_settings(config: JobConfig, choice: Choice) -> JobConfig:
-    """The configuration with a person's choice put in. Raises ConfigError naming what is wrong."""
+    """The configuration with the user's choice applied. Raises ConfigError, which names the wrong setting."""
     content = config.model_dump(mode="json")
     model = content["model"]
     model["prompts"]["background_words"] = list(choice.background_words)
@@ -100,7 +100,7 @@ def chosen_settings(config: JobConfig, choice: Choice) -> JobConfig:
 
 
 def parse_words(text: str) -> tuple[str, ...]:
-    """Split at semicolons and line ends; empty pieces do not count."""
+    """Split at semicolons and line ends; empty parts are dropped."""
     return tuple(word.strip() for word in text.replace("\n", ";").split(";") if word.strip())
 
 
@@ -109,7 +109,9 @@ def parse_classes(text: str) -> ClassList:
     words = parse_words(text)
     comments = [word for word in words if word.startswith("#")]
     if comments:
-        raise ClassListError(f"a class cannot begin with '#', which is a comment in a class file: '{comments[0]}'")
+        raise ClassListError(
+            f"a class cannot start with '#', which marks a comment in a class file: '{comments[0]}'"
+        )
     return ClassList.parse(class_lines("\n".join(words), "classes"), "classes")
 
 
@@ -120,7 +122,7 @@ def class_file(classes: ClassList) -> str:
 
 
 def config_file(settings: JobConfig) -> str:
-    """The YAML for `cliper label --config`; resources are the machine's matter and stay out."""
+    """The YAML for `cliper label --config`, without resources, which depend on the machine."""
     content = settings.model_dump(mode="json", exclude={"resources"})
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
@@ -183,7 +185,7 @@ def _class_row(preview: Preview, k: int) -> dict[str, Any]:
 
 
 def _heat_map(scores: npt.NDArray[np.float32], size: tuple[int, int]) -> str:
-    """Scores [h, w] from 0 to 1 as a picture in the shape of the image, a data URI."""
+    """Scores [h, w] from 0 to 1 as a data URI of an image with the photograph's aspect ratio."""
     colours = (colormaps["viridis"](scores)[..., :3] * 255).astype(np.uint8)
     scale = min(1.0, OVERLAY_SIDE / max(size))
     height, width = (max(1, round(side * scale)) for side in size)

@@ -1,4 +1,4 @@
-"""The images a report shows: photograph and mask as data URIs, both turned upright."""
+"""The images of a report: photograph and mask as data URIs, both upright."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.report.images import colour, mask_layer, picture
-from cliper.pipeline.report.run_stats import Pick
+from cliper.pipeline.report.run_stats import Sampled
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
@@ -30,23 +30,23 @@ class Shown:
     """One image of a page."""
 
     image_id: str
-    photo: str | None  # data URI; None where the source cannot be read any more
-    mask: str  # data URI of the colours, background transparent
+    photo: str | None  # data URI; None if the source can no longer be read
+    mask: str  # data URI of the colors, background transparent
     width: int  # upright
     height: int
     confidence: float
-    labels: list[dict[str, Any]]  # name, colour, share (of the image) and confidence of every label in the mask
-    note: str = ""  # why there is no photograph
+    labels: list[dict[str, Any]]  # name, color, share (of the image) and confidence of every label in the mask
+    note: str = ""  # the reason if there is no photograph
 
     def confidence_of(self, label: int) -> float:
         """Mean confidence of one label in this image, 0 to 1."""
         return next(float(entry["confidence"]) for entry in self.labels if entry["label"] == label)
 
 
-def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Pick]) -> dict[Place, Shown]:
-    """Read the rows and the source images of `picks`: of each shard once, and only where one is shown.
+def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Sampled]) -> dict[Place, Shown]:
+    """Read the rows and the source images of `picks`; each shard with a pick is read once.
 
-    A source image that is missing or damaged leaves its mask alone, with a note.
+    If a source image is missing or damaged, its mask is shown alone, with a note.
     """
     wanted: dict[int, set[int]] = defaultdict(set)
     for pick in picks:

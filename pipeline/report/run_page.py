@@ -1,4 +1,4 @@
-"""The report of a labeling run: one self-contained HTML page that says how it went and shows what came out."""
+"""The report of a labeling run: a self-contained HTML page of throughput, failures, classes and example masks."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,23 +8,23 @@ import numpy as np
 
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
-from cliper.pipeline.report.run_stats import BINS, Collected, Pick, RunStats, collect
+from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
 
-CLASSES_SHOWN = 30  # with pictures
+CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table
 _BAR = 6.0  # rem, the widest bar of an area
 
 
 def write_run_report(run: Run, output: str, sample: int) -> Collected:
-    """Write the page of a finished or unfinished run to the URI `output`; returns what it is made of.
+    """Write the page of a finished or unfinished run to the URI `output`; returns the statistics behind it.
 
     Reads the metadata of at most about `sample` rows, and the masks and source images of the few that are shown.
-    Raises RunError where no shard is finished.
+    Raises RunError if no shard is finished.
     """
     collected = collect(run, sample)
     stats = collected.stats
@@ -39,7 +39,7 @@ def write_run_report(run: Run, output: str, sample: int) -> Collected:
 def render_run(
     collected: Collected,
     speed: Throughput | None,
-    picks: Mapping[int, Sequence[Pick]],
+    picks: Mapping[int, Sequence[Sampled]],
     pictures: Mapping[Place, Shown],
 ) -> str:
     """The HTML page. `picks`: label to the images shown for it; `pictures`: those images."""
@@ -93,8 +93,8 @@ def _notes(collected: Collected) -> list[str]:
         )
     if len(collected.read) < len(collected.done):
         notes.append(
-            f"A sample: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
-            f"{len(collected.read):,} of the {len(collected.done):,} finished shards taken at random."
+            f"Sampled: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
+            f"{len(collected.read):,} of the {len(collected.done):,} finished shards chosen at random."
         )
     return notes
 
@@ -118,8 +118,11 @@ def _speed(speed: Throughput) -> dict[str, Any]:
     text = f"{speed.images:,} images in {duration(speed.seconds)}, {speed.mean:.3g} images/s on average"
     chart = bars(speed.rates, text, "first shard written", duration(speed.seconds), "images per second")
     if speed.pauses:
-        text += f"; {speed.pauses} pauses, {duration(speed.paused_seconds)} in all, are left out"
-    return {"chart": chart, "text": f"{text}. By the times of the shard files; the first starts the clock."}
+        text += f"; {speed.pauses} pauses, {duration(speed.paused_seconds)} in total, are not counted"
+    return {
+        "chart": chart,
+        "text": f"{text}. Measured by the write times of the shard files, from the first one on.",
+    }
 
 
 def _failures(stats: RunStats) -> list[dict[str, Any]]:
@@ -136,7 +139,7 @@ def _confidence(stats: RunStats) -> str:
 
 
 def _spread(counts: Sequence[int]) -> str:
-    """The middle half of a histogram over 0 to 1, in words."""
+    """The interquartile range of a histogram over 0 to 1, in words."""
     total = np.cumsum(counts)
     if not total[-1]:
         return "no images"
@@ -159,7 +162,7 @@ def _class_row(stats: RunStats, label: int, name: str) -> dict[str, Any]:
 
 
 def _group(
-    stats: RunStats, label: int, name: str, picks: Sequence[Pick], pictures: Mapping[Place, Shown]
+    stats: RunStats, label: int, name: str, picks: Sequence[Sampled], pictures: Mapping[Place, Shown]
 ) -> dict[str, Any]:
     shown = [pictures[pick.shard, pick.place] for pick in picks]
     captions = [

@@ -1,4 +1,4 @@
-"""What the rows of a run say as a whole: totals, failures, classes, confidence, and the images worth a look.
+"""Statistics over the rows of a run: totals, failures, classes, confidence, and the images to show.
 
 Reads metadata columns only, shard by shard; memory does not grow with the run.
 """
@@ -22,7 +22,7 @@ from cliper.pipeline.run.rows import read_tables
 
 BINS = 20  # of a confidence histogram, each 0.05 wide
 PICKS = 2  # images kept per class and kind
-KINDS = ("most confident", "random", "least confident")
+SAMPLED = ("most confident", "random", "least confident")
 EXAMPLES = 3  # failed images named per cause
 _COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
 _READERS = 4  # shards read at the same time
@@ -32,8 +32,8 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Pick:
-    """An image to show for a class: where its row is, and why it was chosen (one of KINDS)."""
+class Sampled:
+    """An image to show for a class: the place of its row, and the reason for the choice (one of SAMPLED)."""
 
     label: int
     shard: int
@@ -43,7 +43,7 @@ class Pick:
 
 @dataclass
 class Failures:
-    """Images that failed for one cause, with a few examples as (image id, message)."""
+    """The number of images that failed for one cause, with a few examples as (image id, message)."""
 
     images: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
@@ -57,7 +57,7 @@ class _Best:
         self.keys: Integers = np.zeros((3, 0), dtype=np.int64)  # label, shard, place
 
     def add(self, score: Floats, keys: Integers) -> None:
-        """Offer rows: score [n] and keys [3, n]. Equal scores: the earlier row stays."""
+        """Add candidate rows: score [n] and keys [3, n]. Of equal scores, the earlier row is kept."""
         score, keys = np.concatenate([self.score, score]), np.concatenate([self.keys, keys], axis=1)
         order = np.lexsort((keys[2], keys[1], -score, keys[0]))
         label = keys[0, order]
@@ -80,7 +80,7 @@ class RunStats:
         self.pixels = np.zeros(classes + 1, dtype=np.int64)
         self.confidence_sum = np.zeros(classes + 1)
         self.class_confidence = np.zeros((classes + 1, BINS), dtype=np.int64)
-        self._best = {kind: _Best() for kind in KINDS}
+        self._best = {kind: _Best() for kind in SAMPLED}
 
     def add(self, shard: int, table: pa.Table) -> None:
         """Count the rows of one shard, in file order."""
@@ -111,20 +111,20 @@ class RunStats:
         np.add.at(self.class_confidence, (label, _bins(mean)), 1)
         keys = np.stack([label, np.full_like(label, shard), place])
         chance = np.random.default_rng(shard).random(len(label))
-        for kind, score in zip(KINDS, (mean, chance, -mean), strict=True):
+        for kind, score in zip(SAMPLED, (mean, chance, -mean), strict=True):
             self._best[kind].add(score, keys)
 
-    def picks(self, label: int) -> list[Pick]:
-        """The images to show for a class, each once, by KINDS."""
-        chosen: dict[tuple[int, int], Pick] = {}
-        for kind in (KINDS[0], KINDS[2], KINDS[1]):  # where images are few, the extremes keep theirs
+    def picks(self, label: int) -> list[Sampled]:
+        """The images to show for a class, each once, by SAMPLED."""
+        chosen: dict[tuple[int, int], Sampled] = {}
+        for kind in (SAMPLED[0], SAMPLED[2], SAMPLED[1]):  # if images are few, the extremes take precedence
             best = self._best[kind].keys
             for _, shard, place in best[:, best[0] == label].T.tolist():
-                chosen.setdefault((shard, place), Pick(label, shard, place, kind))
-        return sorted(chosen.values(), key=lambda pick: KINDS.index(pick.kind))
+                chosen.setdefault((shard, place), Sampled(label, shard, place, kind))
+        return sorted(chosen.values(), key=lambda pick: SAMPLED.index(pick.kind))
 
     def mean_confidence(self) -> Floats:
-        """Mean of every label's confidence over the images that hold it, float64 [K + 1]; nan without images."""
+        """Mean confidence of every label over the images that contain it, float64 [K + 1]; nan without images."""
         with np.errstate(invalid="ignore"):
             return self.confidence_sum / self.images
 
@@ -135,7 +135,7 @@ def _bins(confidence: npt.NDArray[np.floating]) -> Integers:
 
 @dataclass(frozen=True)
 class Collected:
-    """A run, how much of it is done, and the statistics of the shards that were read."""
+    """A run, its finished shards, and the statistics of the shards that were read."""
 
     run: Run
     manifest: Manifest
@@ -145,9 +145,9 @@ class Collected:
 
 
 def collect(run: Run, sample: int) -> Collected:
-    """Read finished shards, at random if they hold more than `sample` rows, until that many rows are read.
+    """Read the finished shards, or a random selection of at least `sample` rows if they hold more.
 
-    The same run and sample give the same choice. Raises RunError where nothing is finished, or a file is damaged.
+    The same run and sample give the same choice. Raises RunError if no shard is finished, or a file is damaged.
     """
     manifest = read_manifest(run.storage, run.uri)
     done = labeled_shards(run)
@@ -163,7 +163,7 @@ def collect(run: Run, sample: int) -> Collected:
 
 
 def choose_shards(manifest: Manifest, done: Sequence[int], sample: int) -> list[int]:
-    """All finished shards, or as many at random as reach `sample` rows; in order."""
+    """All finished shards, or a random selection that reaches `sample` rows; in order."""
     images = np.array([count for part in manifest.parts for count in part.images])
     order = np.random.default_rng(0).permutation(np.array(done))
     before = np.cumsum(images[order]) - images[order]  # rows read before each shard

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG that take the page's colours, so that they are readable in light and in dark."""
+"""Small charts as inline SVG in the page's own colors, readable in light and dark mode."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ _LEFT, _BOTTOM, _TOP = 44, 22, 10
 
 
 def sparkline(counts: Sequence[int], label: str) -> Markup:
-    """A histogram without axes, e.g. of confidence from 0 to 1; `label` says it to who cannot see it."""
+    """A histogram without axes, e.g. of confidence from 0 to 1; `label` is its text for screen readers."""
     top, step = max([*counts, 1]), 96 / max(len(counts), 1)
     bars = [
         f'<rect x="{i * step:.1f}" y="{22 - 22 * count / top:.1f}" width="{step - 0.8:.1f}" '
@@ -24,7 +24,7 @@ def sparkline(counts: Sequence[int], label: str) -> Markup:
 
 
 def bars(values: Sequence[float], label: str, first: str, last: str, unit: str) -> Markup:
-    """Bars with a value axis in `unit`; `first` and `last` stand at the ends of the other axis."""
+    """Bars with a value axis in `unit`; `first` and `last` label the ends of the other axis."""
     top = _nice(max([*values, 0.0]))
     across, height = _WIDTH - _LEFT, _HEIGHT - _BOTTOM - _TOP
     step = across / max(len(values), 1)
@@ -51,7 +51,7 @@ def bars(values: Sequence[float], label: str, first: str, last: str, unit: str) 
 
 
 def _nice(value: float) -> float:
-    """The smallest of 1, 2, 5, 10, ... times a power of ten that is not below `value`."""
+    """Round `value` up to 1, 2 or 5 times a power of ten."""
     if value <= 0:
         return 1.0
     power: float = 10.0 ** (len(f"{value:.0f}") - 1) if value >= 1 else 0.01

@@ -1,4 +1,4 @@
-"""How fast a run went, from the times at which its shard files were written."""
+"""The throughput of a run, from the write times of its shard files."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ from cliper.pipeline.run.shards import shard_number
 from cliper.pipeline.storage.backend import join
 
 BINS = 48
-_PAUSE = 20  # times the usual time between two shards
+_PAUSE = 20  # multiples of the usual time between two shards
 _SHORTEST_PAUSE = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Images per second over the working time of a run: pauses (interrupted, resumed later) are cut out."""
+    """Images per second over the working time of a run, without pauses (interruptions)."""
 
     rates: list[float]  # images/s in bins of equal length
     seconds: float  # working time from the first to the last shard
@@ -27,15 +27,15 @@ class Throughput:
 
     @property
     def mean(self) -> float:
-        """Images per second."""
+        """Images per second over the whole working time."""
         return self.images / self.seconds
 
 
 def throughput(run: Run, manifest: Manifest) -> Throughput | None:
-    """Read the files' times from one listing; None with fewer than two shards or where a store has no times.
+    """Read the files' times from one listing; None with fewer than two shards or if a store has no times.
 
-    The first shard only starts the clock: when its work began is not recorded. Copying a run folder without
-    its times makes them those of the copy.
+    The first shard only marks the start, because the start of its own work is not recorded. If a run folder is
+    copied without preserving times, the times are those of the copy.
     """
     times = finished_times(run)
     if len(times) < 2:
@@ -66,7 +66,7 @@ def _rates(clock: npt.NDArray[np.float64], images: npt.NDArray[np.int64]) -> lis
 
 
 def finished_times(run: Run) -> dict[int, float]:
-    """When each finished shard's file was written, in epoch seconds, by the store's clock."""
+    """The write time of each finished shard's file, in epoch seconds, by the store's clock."""
     listed = run.storage.list_stored(join(run.uri, "labels"))
     times = {shard_number(stored.name): stored.modified for stored in listed}
     return {shard: when for shard, when in times.items() if shard is not None and when is not None}

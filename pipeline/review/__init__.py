@@ -1,1 +1,1 @@
-"""Masks that people look at and correct."""
+"""Review: select masks for correction, and apply the corrections."""

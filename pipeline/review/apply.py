@@ -1,4 +1,4 @@
-"""Apply corrections that people made in Label Studio: a new version of the masks next to the originals."""
+"""Apply corrections from Label Studio: a new version of the masks next to the originals."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,20 +24,21 @@ _MASK = ("mask", "mask_codec")
 
 @dataclass(frozen=True)
 class Review:
-    """What `apply_review` did. `stored` is False if the same corrections were there already, as `version`."""
+    """The result of `apply_review`. `stored` is False if the same corrections already exist, as `version`."""
 
     version: int | None  # None: the file holds no annotation
     stored: bool
     changed: int
-    confirmed: int  # looked at, and the mask is right as it is
+    confirmed: int  # reviewed without a change
     skipped: int  # tasks without an annotation
 
 
 def apply_review(run: Run, export: bytes, source: str) -> Review:
-    """Take Label Studio's JSON export back as a new version of corrections; the run's own rows stay as they are.
+    """Import Label Studio's JSON export as a new version of corrections; the run's own rows are not changed.
 
-    Of several annotations of an image the one updated last counts; where brushes overlap, the later one; a pixel
-    without a brush is background. Everything is checked before anything is written. Raises ReviewError.
+    Of several annotations of an image, the one updated last is used; if brushes overlap, the later one is used; a
+    pixel without a brush is background. The whole export is checked before anything is written. Raises
+    ReviewError.
     """
     tasks = _parse(export, source)
     annotations = dict(_annotations(tasks, run, source))
@@ -71,7 +72,7 @@ def _image_id(entry: Mapping[str, Any], source: str) -> str:
 def _annotations(
     tasks: Iterable[Mapping[str, Any]], run: Run, source: str
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(image id, annotation), the last of an image last."""
+    """(image id, annotation) pairs; of one image, the annotation updated last comes last."""
     found = []
     for entry in tasks:
         image_id = _image_id(entry, source)
@@ -86,7 +87,7 @@ def _annotations(
 
 
 def _corrected(run: Run, annotations: Mapping[str, Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Rows of corrections.SCHEMA, in the order of shards."""
+    """Rows of corrections.SCHEMA, in shard order."""
     current, rows, missing = read_corrections(run), [], set(annotations)
     for shard in labeled_shards(run):
         for ids in read_tables(run, ["image_id"], shards=[shard]):
@@ -95,7 +96,7 @@ def _corrected(run: Run, annotations: Mapping[str, Mapping[str, Any]], source: s
             for row in _full_rows(run, shard, here, current):
                 rows.append({"shard": shard} | _correct(run, row, annotations[row["image_id"]], source))
     if missing:
-        raise ReviewError(f"{source}: {run.uri} has no image '{min(missing)}'; the file is of another run")
+        raise ReviewError(f"{source}: {run.uri} has no image '{min(missing)}'; the file belongs to another run")
     return rows
 
 
@@ -130,7 +131,7 @@ def _paint(results: Sequence[Mapping[str, Any]], size: tuple[int, int], names: S
     numbers = {name: label for label, name in enumerate(names, 1)}
     for result in results:
         if not str(result.get("type")).endswith("labels"):
-            continue  # choices, ratings and the like say nothing about pixels
+            continue  # choices, ratings and similar results have no pixels
         if result["type"] != "brushlabels" or "rle" not in result.get("value", {}):
             raise ReviewError(f"it holds a region of type '{result['type']}'; only brushes (brushlabels) are read")
         value, found = result["value"], (result.get("original_height"), result.get("original_width"))

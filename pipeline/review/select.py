@@ -1,7 +1,7 @@
-"""People look at the masks that need it most, and what they correct comes back into the run.
+"""Select the masks that most need review.
 
-`pick` orders images by how much a look is worth, `review_tasks` hands them to Label Studio, `apply_review` takes
-its export back as a new version of corrections (corrections.py).
+`select_images` orders images by urgency, `review_tasks` exports them to Label Studio, and apply.py imports the
+corrections as a new version.
 """
 
 import math
@@ -29,10 +29,10 @@ _MASK = ("mask", "mask_codec")
 
 
 @dataclass(frozen=True)
-class Pick:
-    """An image worth a look. All terms are 0 to 1, more is more urgent; `score` is their mean.
+class Candidate:
+    """An image to review. All terms are 0 to 1, higher is more urgent; `score` is their mean.
 
-    `doubt`: share of the run's images that lead their second-best class by a wider margin. `rarity`: of the
+    `doubt`: share of the run's images with a wider margin over their second-best class. `rarity`: of the
     rarest class in the mask, 1 - log(1 + its images) / log(1 + all images). `disagreement`: 1 - mean IoU with
     another run's mask, over the classes of either; None if there is no other run.
     """
@@ -45,22 +45,22 @@ class Pick:
 
     @property
     def score(self) -> float:
-        """Mean of the terms there are."""
+        """The mean of the terms that are not None."""
         terms = [self.doubt, self.rarity, *([] if self.disagreement is None else [self.disagreement])]
         return sum(terms) / len(terms)
 
 
-def pick(
+def select_images(
     run: Run,
     count: int,
     keep: RowFilter = LABELED,
     against: Run | None = None,
     again: bool = False,
-) -> list[Pick]:
-    """The `count` images most worth a look, the most urgent first; ties in the order of ids.
+) -> list[Candidate]:
+    """The `count` images that most need review, the most urgent first; ties in the order of ids.
 
     Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
-    that were reviewed before are left out unless `again`. Memory: 4 bytes per image, and the picks.
+    that were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
     Raises FilterError, or ReviewError if the runs cannot be compared.
     """
     if against is not None and class_names(run.identity) != class_names(against.identity):
@@ -121,15 +121,15 @@ def _disagreement(row: Mapping[str, Any], others: Mapping[str, Any], run: Run, a
 
 def _judge(
     row: Mapping[str, Any], shard: int, margins: np.ndarray, images: Counter[int], disagreement: float | None
-) -> Pick:
+) -> Candidate:
     wider = len(margins) - np.searchsorted(margins, np.float32(np.nan_to_num(row["margin"])), side="right")
     rarest = min((images[entry["class_id"]] for entry in row["classes"] if entry["class_id"]), default=None)
     rarity = 0.0 if rarest is None else 1 - math.log1p(rarest) / math.log1p(len(margins))
-    return Pick(row["image_id"], shard, float(wider) / len(margins), rarity, disagreement)
+    return Candidate(row["image_id"], shard, float(wider) / len(margins), rarity, disagreement)
 
 
-def review_tasks(run: Run, picks: Sequence[Pick]) -> list[dict[str, Any]]:
-    """Label Studio tasks of the picks, in their order, with the masks as they stand as predictions."""
+def review_tasks(run: Run, picks: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Label Studio tasks of the picks, in their order, with the current masks as predictions."""
     names, corrections, rows = class_names(run.identity), read_corrections(run), {}
     for shard in sorted({found.shard for found in picks}):
         wanted = {found.image_id for found in picks if found.shard == shard}
@@ -146,7 +146,7 @@ def choose(table: pa.Table, image_ids: set[str]) -> list[dict[str, Any]]:
     return chosen
 
 
-def _task(row: Mapping[str, Any], found: Pick, names: Sequence[str]) -> dict[str, Any]:
+def _task(row: Mapping[str, Any], found: Candidate, names: Sequence[str]) -> dict[str, Any]:
     labels = np.ascontiguousarray(upright(unpack_mask(row), row["orientation"]))
     made = task(row, labels, names, image_url(row["uri"]))
     terms = {"doubt": found.doubt, "rarity": found.rarity, "disagreement": found.disagreement}

@@ -1,13 +1,14 @@
-"""Find the image that kills its process, without trusting the process to say so.
+"""Find the image that kills its process, without cooperation of that process.
 
-An exception costs one row; a segfault or an out-of-memory kill takes the whole actor, which Ray restarts with
-the same shard. So every shard keeps a small file, `attempts/shard-000000.json`, written before the work and
-removed with the commit. A shard found to have been started twice before is taken image by image, each named in
-the file before it is touched. An image that was named at two deaths is poison: it becomes a row, and the rest
-of the shard goes on. Two, because a lost machine must not convict the image it happened to be at. For the same
-reason a death counts only under the driver that began the attempt: a driver that is killed takes its actors along.
+An exception affects one row; a segfault or an out-of-memory kill ends the whole actor, which Ray restarts with the
+same shard. So every shard keeps a small file, `attempts/shard-000000.json`, written before the work and removed
+with the commit. If a shard was started twice before, its images are labeled one by one, and each is named in the
+file first. An image that is named at two deaths is poison: it becomes a failed row, and the rest of the shard
+continues. Two deaths are required because a lost machine must not mark the current image as poison. For the same
+reason a death counts only under the driver that started the attempt: a killed driver takes its actors down with
+it.
 
-An image that never ends is made to kill its process, and the rest is as above (`HungWatch`).
+An image that never finishes is made to kill its process, with the same consequences (`HungWatch`).
 """
 
 import base64
@@ -34,7 +35,7 @@ _NAME = re.compile(r"shard-(\d{6,})\.json")
 
 @dataclass
 class Attempts:
-    """What earlier attempts at a shard left behind, and what this one is doing."""
+    """The recorded state of a shard in progress: its starts, its deaths by image, and the current image."""
 
     storage: Storage
     uri: str
@@ -49,7 +50,7 @@ class Attempts:
 
     @classmethod
     def read(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts | None":
-        """The shard's file, or None if nobody is at it, or if it was torn by a crash of the machine."""
+        """Read the shard's file; None if there is none, or if a crash of the machine truncated it."""
         uri = attempts_file(run_uri, shard)
         try:
             found = json.loads(storage.read(uri))
@@ -95,7 +96,7 @@ class Attempts:
         return self.starts > CAREFUL_AFTER or self.overdue or self.deaths.total() > 0 or bool(self.done)
 
     def is_poison(self, image_id: str) -> bool:
-        """Whether the image was alone at work at too many deaths."""
+        """Whether the process died too often while it labeled this image alone."""
         return self.deaths[image_id] >= POISON_AFTER
 
     def note(self, image_id: str | None) -> None:
@@ -137,16 +138,16 @@ def _unpacked(row: Row) -> Row:
 
 
 class HungWatch:
-    """Ends the process, with a traceback of every thread in its log, unless `progress` is called in time.
+    """Exits the process, with a traceback of every thread in its log, unless `progress` is called in time.
 
-    A timer of the interpreter's own: it fires even while a library holds the lock and never returns.
+    Uses the interpreter's C-level timer: it fires even while a library holds the GIL and never returns.
     """
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
     def progress(self) -> None:
-        """Start the time anew."""
+        """Restart the timer."""
         faulthandler.dump_traceback_later(self.seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def __enter__(self) -> "HungWatch":
@@ -160,18 +161,18 @@ class HungWatch:
 
 
 def attempts_file(run_uri: str, shard: int) -> str:
-    """The file that counts attempts at a shard."""
+    """The path of a shard's attempts file."""
     return join(run_uri, f"attempts/shard-{shard:06d}.json")
 
 
 def attempted_shard(name: str) -> int | None:
-    """The shard of a file in attempts/, or None if it is not one of ours."""
+    """The shard of a file in attempts/, or None if the name is not an attempts file's."""
     match = _NAME.fullmatch(name)
     return None if match is None else int(match[1])
 
 
 def forget_attempts(storage: Storage, run_uri: str, shard: int) -> None:
-    """Remove the file of a committed shard; a repeated write finds it gone."""
+    """Remove the attempts file of a committed shard; it may already be gone after a repeated write."""
     try:
         storage.remove(attempts_file(run_uri, shard))
     except FileNotFoundError:

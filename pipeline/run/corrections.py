@@ -86,7 +86,7 @@ def read_corrections(run: Run, version: Version = "latest") -> Corrections:
     return Corrections(_last_of_each_image([_read_version(run, names) for names in wanted]))
 
 
-def overlay(table: pa.Table, corrected: pa.Table) -> pa.Table:
+def with_corrections(table: pa.Table, corrected: pa.Table) -> pa.Table:
     """A table of label rows (any columns with `image_id`) with the corrected rows in place of the model's."""
     found = pc.index_in(table["image_id"], corrected["image_id"].combine_chunks())
     places = pc.fill_null(found, -1).to_numpy()

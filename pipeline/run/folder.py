@@ -105,7 +105,7 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def open_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
+def begin_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
     """Create the run folder, or continue it if it is of the same identity. Raises as `check_folder` does."""
     if not check_folder(uri, storage, identity):
         content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}

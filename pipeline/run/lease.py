@@ -1,14 +1,14 @@
-"""One driver at a time: lease.json in a run folder says who works there.
+"""One driver at a time: lease.json in a run folder names the holder.
 
-Two drivers would not harm the masks, since both write the same rows under the same names; they would do the work
-twice. A lease is renewed every third of its lifetime and removed at the end. A driver that finds a lease decides
-without comparing clocks: on the holder's own machine it looks whether that process lives; elsewhere it watches
-whether the lease changes within its lifetime. An unchanged one is taken over. A holder that was taken over (it
-slept, or lost the network) finds that out at its next renewal and stops.
+Two drivers would not damage the masks, since both write the same rows under the same names, but they would
+duplicate the work. A lease is renewed every third of its lifetime and removed at the end. A driver that finds a
+lease decides without comparing clocks: on the holder's machine it checks whether that process is alive; on another
+machine it waits to see whether the lease changes within its lifetime. An unchanged lease is taken over. A holder
+whose lease was taken over (it was suspended, or lost the network) detects this at its next renewal and stops.
 
-Taking is exclusive where conditional.py says so. Where the storage decides nothing, a driver writes, waits
-SETTLE_SECONDS and reads back: of two that wrote, the last one holds the lease. What is left is a driver that
-stands still for longer than that between looking and writing; its rival stops at its next renewal.
+With conditional writes (conditional.py), acquisition is exclusive. Without them, a driver writes, waits
+SETTLE_SECONDS and reads back: of two writers, the last one holds the lease. One race remains: a driver that pauses
+for longer than that between reading and writing; its rival stops at its next renewal.
 """
 
 import json
@@ -34,31 +34,31 @@ from cliper.pipeline.storage.conditional import decides, read_versioned, write_i
 LEASE_FILE = "lease.json"
 TTL_SECONDS = 60.0
 SETTLE_SECONDS = 2.0
-_LONGEST_TTL = 3600.0  # whatever a file claims
+_LONGEST_TTL = 3600.0  # upper bound on the lifetime that a file can claim
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The content of lease.json. Times are UTC, for people; nothing is decided by them."""
+    """The content of lease.json. Times are UTC and only displayed; no decision depends on them."""
 
     id: str  # random, one per command
     host: str
     pid: int
-    machine: str  # boot and process-id namespace; "" where the system does not say (no /proc)
-    process_started: int  # clock ticks after boot, which tell apart two processes with one number
+    machine: str  # boot and process-id namespace; "" if unknown (no /proc)
+    process_started: int  # clock ticks after boot, which distinguish processes that reuse a process id
     since: str
     renewed: str
     ttl_seconds: float
 
     @classmethod
     def me(cls, ttl: float) -> "Holder":
-        """This process, from now on."""
+        """A new holder: this process, from now on."""
         started, now = _process_started(os.getpid()) or 0, _now()
         return cls(uuid.uuid4().hex, socket.gethostname(), os.getpid(), _machine(), started, now, now, ttl)
 
     @classmethod
     def parse(cls, content: bytes) -> "Holder":
-        """Read lease.json. A damaged one belongs to nobody who can be asked, and expires like any other."""
+        """Parse lease.json. A damaged one is treated as that of an unknown holder, and expires like any other."""
         try:
             return TypeAdapter(cls).validate_json(content)
         except ValidationError:
@@ -69,7 +69,7 @@ class Holder:
         return json.dumps(asdict(self), indent=2).encode()
 
     def lives(self) -> bool | None:
-        """Whether the process lives; None if it runs on another machine, or where the system does not say."""
+        """Whether the process is alive; None if it runs on another machine, or if there is no /proc."""
         if not self.machine or self.machine != _machine():
             return None
         return _process_started(self.pid) == self.process_started
@@ -80,10 +80,10 @@ class Holder:
 
 @contextmanager
 def hold(run_uri: str, storage: Storage, ttl: float = TTL_SECONDS) -> Iterator[None]:
-    """Be the only driver of a run folder for the length of the block.
+    """Hold the lease of a run folder until the block ends.
 
-    Raises LeaseError at once if a driver on this machine holds it, after at most `ttl` seconds if one elsewhere
-    does, and from inside the block (interrupted as by Ctrl-C) if another driver took over.
+    Raises LeaseError at once if a driver on this machine holds it, after at most `ttl` seconds if a driver on
+    another machine does, and from inside the block (interrupted as by Ctrl-C) if another driver took over.
     """
     lease = Lease(run_uri, storage, ttl)
     lease.take()
@@ -98,7 +98,7 @@ def hold(run_uri: str, storage: Storage, ttl: float = TTL_SECONDS) -> Iterator[N
 
 
 class Lease:
-    """A lease to be held, and the thread that renews it."""
+    """The lease of one run folder, and the thread that renews it."""
 
     def __init__(self, run_uri: str, storage: Storage, ttl: float) -> None:
         self.run_uri, self.uri, self.storage, self.ttl = run_uri, join(run_uri, LEASE_FILE), storage, ttl
@@ -108,16 +108,16 @@ class Lease:
         self._thread = threading.Thread(target=self._keep_renewed, name="lease", daemon=True)
 
     def take(self) -> None:
-        """Take the lease and start renewing it. Raises LeaseError if another driver lives."""
+        """Acquire the lease and start renewing it. Raises LeaseError if another driver holds it."""
         while not self._won(self._vacant()):
-            pass  # somebody was faster, or so it seems: look again who it is
+            pass  # another driver seems to have been faster: read the holder again
         self._thread.start()
 
     def release(self) -> None:
-        """Stop renewing, and remove the file if it is still ours."""
+        """Stop renewing, and remove the file if this process still holds the lease."""
         self._over.set()
         self._thread.join(timeout=10)
-        with suppress(StorageError, FileNotFoundError):  # it expires by itself
+        with suppress(StorageError, FileNotFoundError):  # it expires on its own
             if self._holder() == self.me.id:
                 self.storage.remove(self.uri)
 
@@ -134,9 +134,9 @@ class Lease:
         return self._watch(holder, version) if lives is None else version
 
     def _watch(self, holder: Holder, version: str) -> str | None:
-        """Wait for a sign of life: a changed lease. Only this process's own clock counts."""
+        """Wait for the lease to change, which shows that the holder is alive. Uses this process's clock only."""
         ttl = min(max(holder.ttl_seconds, 1.0), _LONGEST_TTL)
-        print(f"{self.uri} belongs to {holder}; waiting {ttl:.0f} s for a sign of life", file=sys.stderr)
+        print(f"{self.uri} belongs to {holder}; waiting {ttl:.0f} s for a renewal", file=sys.stderr)
         end = time.monotonic() + ttl
         while time.monotonic() < end:
             time.sleep(min(ttl / 12, 5.0))
@@ -148,14 +148,14 @@ class Lease:
         return version
 
     def _won(self, version: str | None) -> bool:
-        """Write our lease over `version`, and read back whose it is."""
+        """Replace `version` with our lease, and read back the holder."""
         content = self.me.encode()
         outcome = write_if(self.storage, self.uri, content, version)
         if outcome == "done" and not is_local(self.uri) and not decides(self.storage, self.uri, content):
             outcome = "unconditional"
         if outcome == "unconditional":
             time.sleep(SETTLE_SECONDS)
-        return self._holder() == self.me.id  # also after a refusal: a repeated PUT is refused by the first
+        return self._holder() == self.me.id  # also after a refusal: the first PUT makes a retried one fail
 
     def _holder(self) -> str | None:
         found = read_versioned(self.storage, self.uri)
@@ -170,33 +170,33 @@ class Lease:
                 _interrupt_main()
                 return
             except (StorageError, FileNotFoundError):
-                continue  # nobody can take over what nobody can write; the next renewal tells
+                continue  # the lease cannot be taken over while the store is down; the next renewal decides
 
     def _renew(self) -> None:
         found = read_versioned(self.storage, self.uri)
         holder = None if found is None else Holder.parse(found[0])
         if found is None or holder is None or holder.id != self.me.id:
             reason = "its lease.json was removed" if holder is None else f"it was taken over by {holder}"
-            raise LeaseError(f"stopped working on {self.run_uri}: {reason}; what was finished is kept")
-        # A refusal here means that somebody took over since we read: the next renewal finds it.
+            raise LeaseError(f"stopped working on {self.run_uri}: {reason}; finished shards are kept")
+        # A refusal here means that another driver took over after the read: the next renewal detects it.
         write_if(self.storage, self.uri, replace(holder, renewed=_now()).encode(), found[1])
 
     def _held(self, holder: Holder) -> LeaseError:
         return LeaseError(
-            f"{self.run_uri} is being worked on by {holder}; last sign of life {holder.renewed}, "
-            f"expires {holder.ttl_seconds:.0f} s after that. Stop it or wait until it is done; "
+            f"{self.run_uri} is in use by {holder}; its lease was renewed at {holder.renewed} and "
+            f"expires {holder.ttl_seconds:.0f} s after that. Stop that process or wait until it is done; "
             "the same command then continues"
         )
 
 
 def _interrupt_main() -> None:
-    """Interrupt the main thread as Ctrl-C does; as SIGTERM does where Ctrl-C is ignored (shell's `&`)."""
+    """Interrupt the main thread as Ctrl-C does, or as SIGTERM does if Ctrl-C is ignored (a shell's `&`)."""
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM if ignored else signal.SIGINT)
 
 
 def _machine() -> str:
-    """Where a process number means something: this boot, this process-id namespace (containers have their own)."""
+    """The scope of a process id: this boot and this process-id namespace (each container has one)."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -205,9 +205,10 @@ def _machine() -> str:
 
 
 def _process_started(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks after boot; None if it is gone or a zombie."""
+    """The start time of a process on this machine, in clock ticks after boot; None if it is gone or a zombie."""
     try:
-        # The name, in brackets, may hold spaces and brackets; then state, ..., start time (proc_pid_stat(5)).
+        # The name, in parentheses, may contain spaces and parentheses; then state, ..., start time
+        # (proc_pid_stat(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""What interrupted work leaves behind in a run folder: found by name, removed only where the name is ours."""
+"""Find leftovers of interrupted work in a run folder, and remove those whose names cliper writes."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -18,7 +18,7 @@ _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage._write_loc
 
 @dataclass(frozen=True)
 class Orphan:
-    """A file, or an S3 upload that was never completed, that no part of the run needs."""
+    """A file, or an incomplete S3 upload, that no part of the run needs."""
 
     file: str  # relative to the run folder
     reason: str
@@ -27,9 +27,9 @@ class Orphan:
 
 
 def orphan_files(run: Run, manifest: Manifest, done: Collection[int]) -> Iterator[Orphan]:
-    """Yield the files of a run folder that serve no purpose. `done`: the shards whose file is there.
+    """Yield the orphaned files of a run folder. `done`: the shards that have a file.
 
-    While a driver is at work, the files it is about to rename look the same.
+    Temporary files of a running driver look the same.
     """
     for name, _ in run.storage.list_files(run.uri):
         orphan = judge(name, manifest.shards, done)
@@ -38,13 +38,13 @@ def orphan_files(run: Run, manifest: Manifest, done: Collection[int]) -> Iterato
 
 
 def orphan_uploads(run: Run) -> Iterator[Orphan]:
-    """Yield incomplete uploads below the run's prefix. Raises StorageError where the store does not list them."""
+    """Yield incomplete uploads below the run's prefix. Raises StorageError if the store does not list them."""
     for name, upload_id in incomplete_uploads(run.storage, run.uri):
         yield Orphan(name, "an upload that was never completed", upload_id=upload_id)
 
 
 def judge(name: str, shards: int, done: Collection[int]) -> Orphan | None:
-    """Say what a file of a run folder is an orphan of, or None. Evaluations and foreign folders are left alone."""
+    """Classify an orphaned file; None if the file is needed, or lies in evaluations or foreign folders."""
     if _TEMPORARY.fullmatch(name.rpartition("/")[2]):
         return Orphan(name, "left by an interrupted write")
     if name.startswith("attempts/") and attempted_shard(name.removeprefix("attempts/")) in done:
@@ -59,7 +59,7 @@ def judge(name: str, shards: int, done: Collection[int]) -> Orphan | None:
 
 
 def clean_run(run: Run) -> Iterator[Orphan]:
-    """Remove the orphans that are ours, and yield each. Raises RunError or StorageError."""
+    """Remove the orphans that cliper wrote, and yield each. Raises RunError or StorageError."""
     manifest = read_manifest(run.storage, run.uri)
     if manifest is None:
         raise RunError(f"{run.uri} has no manifest: its corpus was never listed; run 'cliper label' again")
@@ -70,7 +70,7 @@ def clean_run(run: Run) -> Iterator[Orphan]:
 
 
 def remove_orphan(run: Run, orphan: Orphan) -> None:
-    """Delete the file, or abort the upload. Raises ValueError for a file that is not ours."""
+    """Delete the file, or abort the upload. Raises ValueError for a file that cliper did not write."""
     if not orphan.ours:
         raise ValueError(f"{orphan.file} is not ours to remove")
     uri = join(run.uri, orphan.file)

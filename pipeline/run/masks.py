@@ -1,4 +1,4 @@
-"""Mask codecs: label maps to bytes and back, lossless. Add one by adding to MASK_CODECS."""
+"""Lossless codecs for label maps. Add one by adding to MASK_CODECS."""
 
 import io
 import json
@@ -13,14 +13,15 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class MaskCodec:
-    """`encode` takes uint8 or uint16 [H, W]; `decode` returns the same array."""
+    """`encode` takes uint8 or uint16 [H, W]; `decode` returns the same array; `needs` are modules of an extra."""
 
     encode: Callable[[np.ndarray], bytes]
     decode: Callable[[bytes], np.ndarray]
+    needs: tuple[str, ...] = ()
 
 
 def palette() -> list[int]:
-    """The PASCAL VOC colours of 256 labels as [r, g, b, r, g, b, ...]: bits of the label spread over channels."""
+    """The PASCAL VOC colors of 256 labels as [r, g, b, r, g, b, ...]: bits of the label spread over channels."""
     colours = []
     for label in range(256):
         rgb, bits = [0, 0, 0], label
@@ -36,7 +37,7 @@ _PALETTE = palette()
 
 
 def encode_png(labels: np.ndarray) -> bytes:
-    """Palette PNG for uint8, 16-bit grey PNG for uint16: [H, W] with H, W >= 1."""
+    """Encode [H, W], with H, W >= 1, as a palette PNG (uint8) or a 16-bit grayscale PNG (uint16)."""
     image = Image.fromarray(labels)
     if labels.dtype == np.uint8:
         image.putpalette(_PALETTE)
@@ -54,7 +55,7 @@ def decode_png(data: bytes) -> np.ndarray:
 
 
 def encode_coco_rle(labels: np.ndarray) -> bytes:
-    """JSON {"size": [H, W], "dtype": ..., "rle": {label: COCO compressed RLE}}; label 0 is what is left over."""
+    """JSON {"size": [H, W], "dtype": ..., "rle": {label: COCO compressed RLE}}; label 0 is all other pixels."""
     from pycocotools import mask as coco
 
     present = [int(label) for label in np.unique(labels) if label]
@@ -75,7 +76,7 @@ def decode_coco_rle(data: bytes) -> np.ndarray:
 
 MASK_CODECS: dict[str, MaskCodec] = {
     "png": MaskCodec(encode_png, decode_png),
-    "coco-rle": MaskCodec(encode_coco_rle, decode_coco_rle),
+    "coco-rle": MaskCodec(encode_coco_rle, decode_coco_rle, needs=("pycocotools",)),
 }
 
 

@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import FilterError
-from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, overlay
+from cliper.pipeline.extras import require
+from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, with_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import labeled_shards, open_shard
 from cliper.pipeline.run.schema import COLUMNS
@@ -119,7 +120,7 @@ def read_tables(
 
 def _read_shard(file: pq.ParquetFile, columns: list[str], keep: RowFilter, corrected: pa.Table) -> pa.Table:
     if len(corrected):
-        table = overlay(file.read(), corrected)
+        table = with_corrections(file.read(), corrected)
         return table.take(keep.rows(table.select(METADATA))).select(columns)
     if keep == ALL_ROWS:
         return file.read(columns)
@@ -141,10 +142,9 @@ def _suggest(name: str, known: Sequence[str]) -> str:
 
 def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
     """Places of the rows for which an SQL condition holds."""
-    try:
-        import duckdb
-    except ImportError as error:
-        raise FilterError("SQL conditions need DuckDB: pip install 'cliper[export]'") from error
+    require("export", "an SQL condition", "duckdb")
+    import duckdb
+
     rows = metadata.append_column("_place", pa.array(np.arange(len(metadata)), pa.int64()))
     connection = duckdb.connect()
     stop = Timer(SQL_SECONDS, connection.interrupt)

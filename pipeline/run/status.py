@@ -1,7 +1,7 @@
-"""How far a run is, from any machine, by reading little: names and times, file footers, the lease.
+"""The progress of a run, read from any machine at little cost: file names and times, file footers, the lease.
 
-The shards' files say what is done, the store's own times how fast, and each footer what failed (sink.FAILURES).
-Nothing is written, and the driver is not asked.
+Shard files mark finished shards, the store's file times give the rate, and each footer lists failures
+(shards.FAILURES). Reading writes nothing and does not contact the driver.
 """
 
 import json
@@ -28,12 +28,12 @@ READERS = 16  # footers read at once: they wait for storage
 
 @dataclass(frozen=True)
 class Started:
-    """A shard that somebody began and has not committed."""
+    """A shard that was started and is not committed yet."""
 
     shard: int
-    starts: int  # more than 1: it is being tried again
-    deaths: int  # of processes, with one of its images at work alone
-    image: str | None  # the image at work, where they are taken one by one
+    starts: int  # more than 1: it was restarted
+    deaths: int  # of processes, while one of its images was labeled alone
+    image: str | None  # the current image, if they are labeled one by one
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class Status:
     images_done: int
     shards: int
     shards_done: int
-    rate: float | None  # images/s over the last RECENT shards of the driver at work, or of the last one
+    rate: float | None  # images/s over the last RECENT shards of the current driver, or of the last one
     last_write: float | None
-    seconds_left: float | None  # at that rate; None unless a driver is at work
-    failures: dict[str, int] | None  # error_type to images; None if not asked for
+    seconds_left: float | None  # at that rate; None unless a driver is running
+    failures: dict[str, int] | None  # error_type to images; None if not requested
     unreadable: int  # files whose footer could not be read
-    driver: dict[str, Any] | None  # who holds the lease; `lives` is None where that cannot be told from here
+    driver: dict[str, Any] | None  # the lease holder; `lives` is None if this machine cannot check its process
     started: tuple[Started, ...]
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """The status as indented JSON."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False)
 
 
 def read_status(run: Run, failures: bool = True) -> Status:
-    """Look at a run. Without `failures` not even footers are read. Raises StorageError."""
+    """Read the status of a run. Without `failures`, footers are not read. Raises StorageError."""
     manifest = read_manifest(run.storage, run.uri)
     holder = read_holder(run)
     working = holder is not None and holder.lives() is not False
@@ -95,12 +95,12 @@ def _state(listed: bool, working: bool, done: bool) -> str:
 
 
 def shard_sizes(manifest: Manifest) -> dict[int, int]:
-    """Images of every shard."""
+    """The number of images of every shard."""
     return dict(enumerate(count for part in manifest.parts for count in part.images))
 
 
 def shard_times(run: Run) -> dict[int, float]:
-    """When each finished shard was written; 0 where the backend does not say."""
+    """The time each finished shard was written; 0 if the backend has no file times."""
     times = {}
     try:
         for stored in run.storage.list_stored(join(run.uri, "labels")):
@@ -115,7 +115,8 @@ def shard_times(run: Run) -> dict[int, float]:
 def recent_rate(sizes: Mapping[int, int], times: Mapping[int, float], since: float) -> float | None:
     """Images per second between the first and the last of the RECENT shards written after `since`.
 
-    None for fewer than two, or two of one time. The first one's images were labeled before it was written.
+    None for fewer than two shards, or for equal times. The first shard only marks the start: its images were
+    labeled before it was written.
     """
     recent = sorted((time, shard) for shard, time in times.items() if time >= since)[-RECENT:]
     if len(recent) < 2 or recent[-1][0] <= recent[0][0]:
@@ -124,7 +125,7 @@ def recent_rate(sizes: Mapping[int, int], times: Mapping[int, float], since: flo
 
 
 def failure_causes(run: Run, shards: Sequence[int]) -> tuple[dict[str, int], int]:
-    """Failed images by error_type, the most frequent first, and how many files could not be read."""
+    """Failed images by error_type, the most frequent first, and the number of unreadable files."""
     total: Counter[str] = Counter()
     unreadable = 0
     with ThreadPoolExecutor(READERS) as pool:
@@ -148,7 +149,7 @@ def failures_of(run: Run, shard: int) -> dict[str, int] | None:
 
 
 def read_holder(run: Run) -> Holder | None:
-    """Who holds the run's lease, if anybody."""
+    """The holder of the run's lease, or None."""
     try:
         return Holder.parse(run.storage.read(join(run.uri, LEASE_FILE)))
     except FileNotFoundError:
@@ -156,7 +157,7 @@ def read_holder(run: Run) -> Holder | None:
 
 
 def started_shards(run: Run) -> tuple[Started, ...]:
-    """Shards that were begun and not committed, from their small files (attempts.py): as many as actors hold."""
+    """Shards that were started and not committed, from their attempts files: at most those that actors hold."""
     found = []
     try:
         numbers = [attempted_shard(name) for name, _ in run.storage.list_files(join(run.uri, "attempts"))]

@@ -1,4 +1,4 @@
-"""What listing and loading cost, counted by the server; and that a bad object costs a bounded time and one row."""
+"""Listing and loading cost few requests, counted by the server; a bad object costs a bounded time and one row."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def test_shards_of_parquet_images_keep_to_the_megabytes() -> None:
 
 
 class _Web(BaseHTTPRequestHandler):
-    """/large never ends; /busy is never ready; /ranges honours no range; the rest is a photo."""
+    """A server: /large never ends, /busy is never ready, /ranges ignores ranges, any other path is a photo."""
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -126,7 +126,7 @@ def test_a_web_server_without_ranges_gives_the_member(site: str) -> None:
     assert load_entries(Storage(), 0, [entry], "image")["data"].to_pylist() == [jpeg(1)[5:15]]
 
 
-def test_what_is_no_file_is_a_row_and_never_a_hang(tmp_path: Path) -> None:
+def test_special_files_are_rows_and_never_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").write_bytes(bytes(3000))
     (tmp_path / "good.jpg").write_bytes(jpeg(1))

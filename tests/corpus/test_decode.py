@@ -1,4 +1,4 @@
-"""Decoding: formats, pixel types, EXIF orientation, and files that are not what they claim."""
+"""Decoding: formats, pixel types, EXIF orientation, and files with a misleading name."""
 
 import io
 
@@ -63,7 +63,7 @@ def test_transparency_is_laid_over_white() -> None:
 
 @pytest.mark.parametrize("kind", ["TIFF", "PNG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_what_pillow_shows_and_masks_go_back(orientation: int, kind: str) -> None:
+def test_orientation_matches_pillow_and_masks_are_mapped_back(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(gradient(), kind, exif=exif)

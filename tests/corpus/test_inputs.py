@@ -48,7 +48,7 @@ def test_jpeg_xl_is_read(tmp_path: Path) -> None:
     assert np.array_equal(decode((tmp_path / "a.jxl").read_bytes(), LIMIT).pixels, ramp())
 
 
-def test_content_decides_and_not_the_ending(tmp_path: Path) -> None:
+def test_the_format_follows_content_not_extension(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes((INPUTS / "heic.heic").read_bytes())
     [row] = rows_of(label_small(tmp_path, tmp_path.parent / "run"))
     assert (row["status"], row["width"], row["height"]) == ("ok", 64, 48)
@@ -208,13 +208,13 @@ def test_truncated_files_are_refused_unless_accepted() -> None:
         (b"hello, world", "not_an_image", "hello"),
     ],
 )
-def test_what_cannot_be_opened_is_named(data: bytes, kind: str, name: str) -> None:
+def test_files_that_cannot_be_opened_are_named(data: bytes, kind: str, name: str) -> None:
     found, message = failure(data)
     assert found == kind
     assert name in message
 
 
-def test_formats_without_their_library_are_left_out_with_the_remedy() -> None:
+def test_formats_without_their_library_are_skipped_with_the_remedy() -> None:
     core = (".jpg", ".png")
     assert why_left_out(".heic", core) == "HEIF is not read here: pip install 'cliper[formats]'"
     assert "JXL is not read here" in why_left_out(".jxl", core)

@@ -1,4 +1,4 @@
-"""Listing: what is in the corpus, what is left out and counted, and that every mistake is one line."""
+"""Listing: files in the corpus, skipped files and their counts, and one line per error."""
 
 import bz2
 import gzip
@@ -52,7 +52,7 @@ def fill(folder: Path, *names: str) -> Path:
 
 
 def mixed_folder(folder: Path) -> Path:
-    """74 files: 13 good images, 6 broken ones, 40 HEIC, 10 AVIF and 5 without an ending."""
+    """74 files: 13 good images, 6 broken ones, 40 HEIC, 10 AVIF and 5 without an extension."""
     fill(folder, *(f"good/{i:02d}.jpg" for i in range(13)))
     broken = list(BROKEN.values())
     for i in range(6):
@@ -66,7 +66,9 @@ def mixed_folder(folder: Path) -> Path:
     return folder
 
 
-def test_nothing_of_a_mixed_folder_is_lost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_file_of_a_mixed_folder_is_labeled_or_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = str(mixed_folder(tmp_path / "in"))
     job = open_job(corpus, str(tmp_path / "run"), JobConfig(), CLASSES, LOCAL)
     assert job.manifest.images == 69
@@ -78,7 +80,7 @@ def test_nothing_of_a_mixed_folder_is_lost(tmp_path: Path, capsys: pytest.Captur
     assert len(ids(corpus, any_name=True)) == 74
 
 
-def test_the_report_shows_what_was_left_out(tmp_path: Path) -> None:
+def test_the_report_lists_skipped_files(tmp_path: Path) -> None:
     corpus = str(mixed_folder(tmp_path / "in"))
     run = label_directly(corpus, str(tmp_path / "run"), JobConfig(), CLASSES, Brightness)
     statuses = Counter(row["status"] for row in rows_of(run))
@@ -89,7 +91,7 @@ def test_the_report_shows_what_was_left_out(tmp_path: Path) -> None:
     assert "<li>5 without ending: no ending; --any-name reads them by content" in page
 
 
-def test_manifests_from_before_still_read(tmp_path: Path) -> None:
+def test_older_manifests_can_be_read(tmp_path: Path) -> None:
     old = pa.schema([pa.field(n, pa.string()) for n in ("image_id", "uri")])
     old = pa.schema(
         [*old, *(pa.field(n, pa.int64()) for n in ("bytes", "offset", "row")), pa.field("shard", pa.int32())]
@@ -105,7 +107,7 @@ def test_manifests_from_before_still_read(tmp_path: Path) -> None:
     assert manifest.read_shard(LOCAL, str(tmp_path), 0) == [Entry("a", "/a.jpg", 7)]
 
 
-def test_unused_settings_leave_a_runs_identity_as_it_was() -> None:
+def test_unused_settings_do_not_change_a_runs_identity() -> None:
     identity = identity_of(JobConfig(), CLASSES, "in", {})
     assert identity["input"] == {
         "format": "auto",
@@ -121,7 +123,7 @@ SYSTEM = ["._a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg/thumb.jpg", "__MA
 SYSTEM += [".thumbnails/a.png", "Thumbs.db", "sub/._a.jpg", ".DS_Store"]
 
 
-def test_system_copies_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_system_copies_are_skipped_and_counted(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", *SYSTEM)
     entries, left_out = listed(tmp_path)
     assert [entry.image_id for entry in entries] == ["a.jpg"]
@@ -129,7 +131,7 @@ def test_system_copies_are_left_out_and_counted(tmp_path: Path) -> None:
     assert {reason for _, reason in left_out.counts} == {"a system's or tool's copy"}
 
 
-def test_what_is_left_out_is_in_the_message_of_an_empty_corpus(tmp_path: Path) -> None:
+def test_an_empty_corpus_lists_the_skipped_files(tmp_path: Path) -> None:
     fill(tmp_path / "in", "a.parquet", "b.parquet", "notes.txt", "x.dng")
     with pytest.raises(InputError) as caught:
         open_job(str(tmp_path / "in"), str(tmp_path / "run"), JobConfig(), CLASSES, LOCAL)
@@ -143,7 +145,7 @@ def test_what_is_left_out_is_in_the_message_of_an_empty_corpus(tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
+def test_links_are_followed_but_circles_are_not(tmp_path: Path) -> None:
     fill(tmp_path, "in/a.jpg", "elsewhere/deep/b.jpg", "elsewhere/c.jpg")
     (tmp_path / "in/folder").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in/file.jpg").symlink_to(tmp_path / "elsewhere/c.jpg")
@@ -160,7 +162,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path: Path) -> None:
     assert reasons == {"a broken link": 2, "a link to a folder it is in": 1, "not a regular file": 1}
 
 
-def test_names_that_are_not_utf8_are_left_out(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_skipped(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.jpg")).write_bytes(jpeg(1))
     entries, left_out = listed(tmp_path)
@@ -247,13 +249,13 @@ def test_a_single_s3_object(tmp_path: Path) -> None:
         ("memory://no/thing", "does not exist"),
     ],
 )
-def test_what_cannot_be_opened_is_one_line(uri: str, words: str) -> None:
+def test_inputs_that_cannot_be_opened_are_one_line(uri: str, words: str) -> None:
     with pytest.raises((InputError, StorageError), match=words) as caught:
         ids(uri)
     assert "\n" not in str(caught.value)
 
 
-def test_one_form_of_a_uri() -> None:
+def test_uris_are_normalized() -> None:
     assert absolute("S3A://Bucket/Key") == "s3://Bucket/Key"
     assert absolute("~/x") == f"{Path.home()}/x"
     assert absolute("GS://b/k") == "gs://b/k"
@@ -339,12 +341,12 @@ def test_images_of_the_default_features_are_read() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 7, "a", "é/ü", 2**63])
-def test_what_an_id_may_be(value: object) -> None:
+def test_valid_ids(value: object) -> None:
     assert checked_id(value, "here") == str(value)
 
 
 @pytest.mark.parametrize("value", [None, True, 1.5, b"a", "", "  ", "a\0b", "x" * 5000, "\udcff", ["a"], {}])
-def test_what_an_id_may_not_be(value: object) -> None:
+def test_invalid_ids(value: object) -> None:
     with pytest.raises(InputError, match="^here: the image id"):
         checked_id(value, "here")
 
@@ -398,7 +400,7 @@ def test_folders_of_lists(tmp_path: Path) -> None:
     assert left_out.total == 2
 
 
-def test_doubled_ids_of_a_list_name_the_column(tmp_path: Path) -> None:
+def test_duplicate_ids_of_a_list_name_the_column(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\na.jpg\n")
     with pytest.raises(InputError, match=r"'a.jpg' occurs twice: .*--id-column.*remove one"):
         write_manifest(listed(tmp_path / "list.txt")[0], LOCAL, str(tmp_path / "run"), ShardConfig())

@@ -135,7 +135,7 @@ def test_links_in_a_tar_are_their_targets(tmp_path: Path) -> None:
     assert left_out.counts == {(".jpg", "a link to nothing in the tar"): 1}
 
 
-def test_sparse_members_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_sparse_members_are_skipped_and_counted(tmp_path: Path) -> None:
     header = tarfile.TarInfo("hole.jpg")
     header.size = 512
     block = bytearray(header.tobuf(tarfile.GNU_FORMAT))
@@ -158,7 +158,7 @@ def test_long_names_and_headers_are_read_remotely(kind: int) -> None:
         assert loaded(entries, Storage(server.options)) == {f"t/{name}": data for name, data in members}
 
 
-def test_masks_in_a_tar_are_noticed_and_can_be_left_out() -> None:
+def test_masks_in_a_tar_are_reported_and_can_be_excluded() -> None:
     entries, left_out = listed(INPUTS / "seg.tar")
     assert len(entries) == 4
     [_, notice] = left_out.lines()
@@ -179,7 +179,7 @@ def test_doubled_members_are_refused_with_both_places(tmp_path: Path) -> None:
         write_manifest(entries, LOCAL, str(tmp_path), ShardConfig())
 
 
-def test_tars_in_a_folder_whatever_their_ending(tmp_path: Path) -> None:
+def test_tars_in_a_folder_with_any_extension(tmp_path: Path) -> None:
     for name in ("a.tar", "b.TAR", "._a.tar", "c.tar.gz"):
         (tmp_path / name).write_bytes(tar(photos(1)) if name[0] in "ab" else b"junk")
     entries, left_out = listed(tmp_path, format="tar")
@@ -200,7 +200,7 @@ def test_brace_ranges(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.zip", "x.arrow", "x.tfrecord", "x.jpg.gz"])
-def test_archives_that_are_not_read_say_how_to_convert_them(tmp_path: Path, name: str) -> None:
+def test_refused_archives_explain_the_conversion(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK")
     with pytest.raises(InputError, match="is not read: .*(unpack|convert|write)"):
         listed(tmp_path / name)

@@ -1,4 +1,4 @@
-"""Training on a run: every row once, whatever the workers and ranks; on disk, S3, tars and Parquet."""
+"""Training on a run: every row once, for any number of workers and ranks; on disk, S3, tars and Parquet."""
 
 import io
 import multiprocessing
@@ -166,7 +166,7 @@ def test_doubtful_classes_become_the_ignore_value(tmp_path: Path) -> None:
     assert any((mask == 2).any() for mask in plain.values())
 
 
-def test_the_grid_is_the_files_or_upright_as_asked(tmp_path: Path) -> None:
+def test_the_grid_is_the_files_or_upright(tmp_path: Path) -> None:
     run, _ = make_run(str(PHOTOS), str(tmp_path / "run"))
     turned = {e.image_id: e for e in MaskDataset(run)}["coffee.jpg"]
     seen = decode((PHOTOS / "coffee.jpg").read_bytes(), 10**8)
@@ -188,9 +188,7 @@ def test_transform_and_batches(run: Run) -> None:
     assert len(batch.image_id) == 6
 
 
-def test_an_image_that_vanished_or_changed_raises_or_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_missing_or_changed_image_raises_or_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_corpus(tmp_path / "images", 6)
     run, _ = make_run(str(tmp_path / "images"), str(tmp_path / "run"))
     (tmp_path / "images" / "part0" / "photo-00000.jpg").unlink()

@@ -1,4 +1,4 @@
-"""The evaluation of a run: exact whatever the shards, actors, order and interruptions; complete or refused."""
+"""The evaluation of a run: exact for any shards, actors, order and interruptions; complete or refused."""
 
 import json
 import os
@@ -15,6 +15,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from cliper.jobs.evaluate import find_mode
+from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, ResourceConfig, ShardConfig, load_classes, load_config
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.evaluation import count_stored, open_evaluation, require_labeled
@@ -48,7 +50,7 @@ def count(evaluation) -> list[str]:
     return [problem for problem in table.column("problem").to_pylist() if problem is not None]
 
 
-def test_a_result_worked_out_on_paper(tmp_path):
+def test_a_result_computed_by_hand(tmp_path):
     root = tmp_path / "raw"
     trees.names(root / "classes.txt", ["cat", "dog", "cow"])
     truths = {"a": [[1, 1, 0, 255], [1, 1, 0, 255]], "b": [[2, 2, 2, 2], [0, 0, 0, 0]]}
@@ -103,7 +105,7 @@ def test_every_image_must_be_there_once(tmp_path):
         evaluation.read()
 
 
-def test_ids_may_be_file_names_and_other_images_are_left_out(tmp_path):
+def test_ids_may_be_file_names_and_other_images_are_skipped(tmp_path):
     truths, prepared = prepared_folder(tmp_path)
     files = {f"JPEGImages/{name}.jpg": truth for name, truth in truths.items()}
     files["JPEGImages/of-another-split.jpg"] = np.zeros((3, 3), dtype=np.uint8)
@@ -114,7 +116,7 @@ def test_ids_may_be_file_names_and_other_images_are_left_out(tmp_path):
     assert np.trace(counts.confusion[:, :-1]) == sum(int((t != 255).sum()) for t in truths.values())
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
+def test_mismatching_runs_are_refused(tmp_path):
     truths, prepared = prepared_folder(tmp_path)
     small = {name: truth[:4] for name, truth in truths.items()}
     problems = count(open_evaluation(trees.stored_run(str(tmp_path / "small"), prepared, small, 5), prepared))
@@ -278,7 +280,7 @@ def test_killed_and_resumed_then_from_stored_shards_without_torch(scenes, model,
     again = json.loads(metrics.read_text())
     same = ("confusion", "miou", "miou_interval", "per_class", "boundary_iou", "fingerprint")
     assert {key: again[key] for key in same} == {key: results[key] for key in same}
-    assert again["published_miou"] is None  # nothing says which published setting this run was
+    assert again["published_miou"] is None  # the published setting of this run is unknown
 
 
 def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
@@ -295,3 +297,22 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
         process = cliper(*arguments)
         _, errors = process.communicate()
         assert (process.returncode, message in errors, "Traceback" in errors) == (2, True, False), errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"--run": "a", "--all": True}, "--run and --all do not go together; give one of them"),
+        ({"BENCHMARK": "voc21-b16", "--compare": ("a", "b")}, "BENCHMARK has no effect with --compare"),
+        ({"--all": True, "--output": "o"}, "--data is missing; e.g. cliper evaluate"),
+        ({"--run": "a", "--data": "d", "--output": "o"}, "--output has no effect with --run"),
+        (
+            {"BENCHMARK": "b", "--data": "d", "--output": "o", "--protocol": "mmseg"},
+            "--protocol has no effect without --run, --all, --sweep or --compare",
+        ),
+        ({"BENCHMARK": "b", "--data": "d", "--output": "o", "--only": ["x"]}, "--only has no effect"),
+    ],
+)
+def test_arguments_that_mean_nothing_together_are_refused(given, message):
+    with pytest.raises(ConfigError, match=message):
+        find_mode(dict.fromkeys(["--data", "--output", "--run"]) | given)

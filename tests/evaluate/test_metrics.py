@@ -50,7 +50,7 @@ def dense(part, classes):
 def random_maps(seed, classes, dtype, high, shape=(23, 31)):
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, classes + 1, shape).astype(dtype)
-    if classes != 255:  # where all 256 labels are in use, none is left to ignore
+    if classes != 255:  # if all 256 labels are in use, none is left to ignore
         truth[rng.random(shape) < 0.1] = np.iinfo(dtype).max
     return truth, rng.integers(0, high, shape).astype(dtype)
 
@@ -171,7 +171,7 @@ def slow_band(labels, distance):
 
 @pytest.mark.parametrize("shape", [(40, 57), (7, 90), (1, 1), (64, 64)])
 @pytest.mark.parametrize("distance", [1, 2, 3, 5, 12])
-def test_the_contour_band_is_what_erosion_removes(shape, distance):
+def test_the_contour_band_equals_erosion(shape, distance):
     rng = np.random.default_rng(distance)
     coarse = rng.integers(0, 4, (shape[0] // 8 + 1, shape[1] // 8 + 1)).astype(np.uint16)
     labels = np.kron(coarse, np.ones((8, 8), np.uint16))[: shape[0], : shape[1]]

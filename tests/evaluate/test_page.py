@@ -11,7 +11,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cliper.jobs.evaluate import evaluate_all, parse_sweep
+from cliper.jobs.evaluate import parse_sweep
+from cliper.jobs.evaluations import evaluate_all
 from cliper.model.config import BackboneConfig, CLIPerConfig, FusionConfig, LabelConfig
 from cliper.pipeline.config import JobConfig, ShardConfig, load_classes
 from cliper.pipeline.corpus.load import load_entries
@@ -119,7 +120,7 @@ def test_names_are_escaped(tmp_path):
     assert "b &amp; c" in html
 
 
-def test_failed_and_partial_evaluations_say_so(tmp_path, prepared, truths):
+def test_failed_and_partial_evaluations_are_marked(tmp_path, prepared, truths):
     run = trees.stored_run(str(tmp_path / "run"), prepared, truths, failed="scene-001")
     evaluation = open_evaluation(run, prepared, count_failed=True)
     evaluation.counter().stage(pa.table({"shard": evaluation.uncounted_shards()}))
@@ -168,7 +169,7 @@ def test_runs_that_share_nothing_are_not_compared(tmp_path, prepared, truths):
         matching(str(tmp_path / "a"), str(tmp_path / "nothing"), STORAGE)
 
 
-def test_the_table_prints_measured_beside_published():
+def test_the_table_prints_measured_and_published_values():
     base = {"protocol": "cliper", "backbone": "ViT-B/16", "variant": "whole", "images": 2, "images_expected": 2}
     rows = [
         base | {"benchmark": "voc21", "miou": 0.6638, "published_miou": 0.664},
@@ -184,7 +185,7 @@ def test_the_table_prints_measured_beside_published():
 
 
 def test_the_table_names_what_is_missing(tmp_path, capsys):
-    from cliper.jobs.evaluate import Options
+    from cliper.jobs.evaluations import Options
 
     options = Options(STORAGE, None, None, None, None, False, False)
     with pytest.raises(EvaluationError, match="no prepared benchmark; run 'cliper prepare'"):

@@ -117,14 +117,14 @@ def test_context_categories_are_the_59_classes_in_order(tmp_path):
         ("voc21", [1, 15, 20], ["aeroplane", "person", "tvmonitor"]),
     ],
 )
-def test_class_numbers_mean_what_the_datasets_say(name, labels, expected):
+def test_class_numbers_are_those_of_the_datasets(name, labels, expected):
     from cliper.pipeline.config import load_classes
 
     names = load_classes(DATASETS[name].classes).names
     assert [names[k - 1] for k in labels] == expected
 
 
-def test_images_can_be_copied_and_a_partial_benchmark_says_so(tmp_path):
+def test_images_can_be_copied_and_a_partial_benchmark_is_marked(tmp_path):
     root = tmp_path / "raw"
     truths = trees.ade20k(root)
     prepared = prepare("ade20k", root, str(tmp_path / "out"), Storage(), allow_partial=True, copy_images=True)
@@ -288,7 +288,7 @@ WRONG = [
         "stuff",
         trees.coco_stuff,
         label("annotations/val2017/000000000139.png", 11),
-        "holds 11, which is no label of this form of COCO-Stuff",
+        "holds 11, which is not a label of this kind of COCO-Stuff",
     ),
     (
         "coco_stuff",
@@ -356,7 +356,7 @@ WRONG = [
 @pytest.mark.parametrize(
     ("name", "form", "build", "spoil", "message"), WRONG, ids=[case[-1][:40] for case in WRONG]
 )
-def test_wrong_trees_get_a_message_that_helps(name, form, build, spoil, message, tmp_path):
+def test_wrong_trees_get_a_helpful_message(name, form, build, spoil, message, tmp_path):
     root = tmp_path / "raw"
     root.mkdir()
     build(root)

@@ -105,7 +105,7 @@ def test_background_words_and_prompts():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.endswith("mmseg")])
-def test_the_field_protocol(name):
+def test_the_mmseg_protocol(name):
     config = load_benchmark(name)
     settings = config.settings("sliding")
     assert settings.prompts.templates == "openai80"

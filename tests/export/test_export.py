@@ -1,4 +1,4 @@
-"""Exporting: continued after an interruption, refused where something else lies, the same from any storage."""
+"""Exports resume after an interruption, refuse foreign folders, and are the same from any storage."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from cliper.jobs.cli import app
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ExportError, FilterError, RunError
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
-from cliper.pipeline.export.driver import LISTING, MARKER, export, pick
+from cliper.pipeline.export.driver import LISTING, MARKER, export, find_exporter
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.folder import Run, read_run
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of an export but the marker, which names when and where."""
+    """Every file of an export but the marker, which contains time and place."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != MARKER]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -78,7 +78,7 @@ def test_a_finished_export_is_not_written_again(run: Run, tmp_path: Path) -> Non
     assert times == {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def test_several_processes_write_what_one_writes(run: Run, tmp_path: Path) -> None:
+def test_several_processes_write_the_same_as_one(run: Run, tmp_path: Path) -> None:
     for name in ("coco", "webdataset"):
         plan = plan_of(run, name)
         export(run, plan, str(tmp_path / f"{name}-1"))
@@ -86,8 +86,8 @@ def test_several_processes_write_what_one_writes(run: Run, tmp_path: Path) -> No
         assert content(tmp_path / f"{name}-1") == content(tmp_path / f"{name}-3")
 
 
-def test_what_is_left_out_is_counted_and_listed(run: Run, tmp_path: Path) -> None:
-    """Failed rows, and images that vanished, broke or changed since they were labeled."""
+def test_skipped_images_are_counted_and_listed(run: Run, tmp_path: Path) -> None:
+    """Failed rows, and images that are missing, damaged or changed since they were labeled."""
     given = scenes(12, hard_ids=["0", "1", "2", "fail/3"])
     small = scripted_run(tmp_path, given, kind=Failing)
     files = sorted((tmp_path / "files").iterdir())
@@ -130,7 +130,7 @@ def names_to_ids_ok(folder: Path) -> dict[str, str]:
     return {row["name"]: row["image_id"] for row in rows if "left_out" not in row}
 
 
-def test_a_folder_with_something_else_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ExportError, match=r"not empty and not an export \(it holds thesis.tex\)"):
         export(run, plan_of(run, "voc"), str(tmp_path))
@@ -170,14 +170,14 @@ def test_nothing_labeled_and_unknown_names(run: Run, tmp_path: Path) -> None:
         empty = read_run(str(tmp_path / "run"), Storage())
         export(empty, plan_of(empty, "voc"), str(tmp_path / "out"))
     with pytest.raises(ExportError, match="unknown format 'pascal'; known: coco, coco-panoptic"):
-        pick("pascal")
+        find_exporter("pascal")
     with pytest.raises(FilterError, match="no class"):
         export(run, plan_of(run, "voc", keep=RowFilter(classes=("unicorn",))), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_new_format_is_one_entry(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the recipe in CONTRIBUTING.md says."""
+    """The recipe in CONTRIBUTING.md."""
 
     def shard(items: Iterator[Item], folder: Folder, plan: Plan, number: int) -> Iterator[Record]:
         for item in items:
@@ -193,7 +193,7 @@ def test_a_new_format_is_one_entry(run: Run, tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_error_while_writing_stops_the_shard(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shard's part, its commit, must not appear when one of its files did not."""
+    """The shard's records file, its commit, must not appear if one of its files is missing."""
     plain = Storage.write
 
     def write(storage: Storage, uri: str, data: bytes) -> None:
@@ -236,12 +236,12 @@ def test_the_command_line(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "exported  " in done.stdout
     assert "images of 4 shards" in done.stdout
-    assert "trainers of this format need them beside the masks: --images" in done.stdout
+    assert "trainers of this format need them: --images" in done.stdout
     assert "4 of 4 shards" in done.stderr
 
 
 def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
-    """What jobs.cli prints as one line with exit code 2."""
+    """Errors that jobs.cli prints as one line with exit code 2."""
     export(run, plan_of(run, "voc", val_share=0.1), str(tmp_path / "out"))
     refused = {
         "--val-share is for formats with a split": ["--to", "coco", "--val-share", "0.1"],

@@ -1,4 +1,4 @@
-"""Every format is read back the way its own tools read it, and must give the masks of the run again."""
+"""Every format, read back as its own tools read it, must reproduce the masks of the run."""
 
 import io
 import json
@@ -219,7 +219,7 @@ READERS: dict[str, Callable[[Path, Run], Masks]] = {
 
 
 def assert_same(found: Mapping[str, np.ndarray | None], run: Run, turned: Mapping[str, int] | None = None) -> None:
-    """Equal to the run's masks; where an image has no region some formats keep no mask at all."""
+    """Equal to the run's masks; if an image has no region, some formats store no mask."""
     wanted = stored_masks(run)
     assert set(found) == set(wanted)
     for image_id, labels in found.items():
@@ -245,8 +245,8 @@ def test_read_back_with_images(name: str, which: str, runs: dict[str, Run], tmp_
 
 
 @pytest.mark.parametrize("name", ["label-studio", "cvat", "fiftyone"])
-def test_masks_for_tools_that_turn_images_are_turned_too(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    """Where images are not copied, the tool shows the file by its EXIF orientation."""
+def test_masks_are_rotated_for_tools_that_rotate_images(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
+    """If images are not copied, the tool shows the file with its EXIF orientation applied."""
     run = runs["scenes"]
     export(run, plan_of(run, name), str(tmp_path / "out"))
     turned = {one.image_id: one.orientation for one in scenes(40)}
@@ -265,7 +265,7 @@ def test_coco_without_images_names_their_uris(runs: dict[str, Run], tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["voc", "yolo-seg", "coco"])
 def test_copied_images_are_in_the_grid_of_their_masks(name: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    """Whether or not a reader applies EXIF. A picture's grey is eight times its label, so turning shows."""
+    """Readers may apply EXIF or not. An image's gray is eight times its label, so a rotation is detected."""
     run = runs["scenes"]
     export(run, plan_of(run, name, images=True), str(tmp_path))
     wanted, ids = stored_masks(run), names_to_ids(tmp_path)
@@ -296,10 +296,12 @@ def test_fiftyone_itself_reads_the_folder(runs: dict[str, Run], tmp_path: Path) 
     assert_same(found, run)
 
 
-def test_what_xml_cannot_hold_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
+def test_text_that_xml_cannot_represent_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
     for name in ("cvat", "label-studio"):
         plan = replace(plan_of(runs["scenes"], name), class_names=("bell \x07",))
-        with pytest.raises(ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot"):
+        with pytest.raises(
+            ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot represent"
+        ):
             export(runs["scenes"], plan, str(tmp_path / name))
         assert not (tmp_path / name).exists()
 

@@ -180,7 +180,7 @@ def picture(kind: str, orientation: int, mode: str = "RGB") -> bytes:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("wanted", ["JPEG", "PNG"])
-def test_pictures_lose_their_orientation_and_keep_their_grid(kind: str, orientation: int, wanted: str) -> None:
+def test_images_lose_their_orientation_and_keep_their_grid(kind: str, orientation: int, wanted: str) -> None:
     data, ending = in_mask_grid(picture(kind, orientation), (wanted,), 10_000)
     assert ending == {"JPEG": ".jpg", "PNG": ".png"}[wanted]
     with Image.open(io.BytesIO(data)) as image:
@@ -190,7 +190,7 @@ def test_pictures_lose_their_orientation_and_keep_their_grid(kind: str, orientat
     assert np.array_equal(np.argwhere(shown).max(axis=0), [11, 19]), "dark at the top left"
 
 
-def test_a_jpeg_is_not_encoded_again() -> None:
+def test_a_jpeg_is_not_reencoded() -> None:
     plain, turned = picture("JPEG", 1), picture("JPEG", 6)
     assert in_mask_grid(plain, ("JPEG",), 10_000) == (plain, ".jpg")
     reset, _ = in_mask_grid(turned, ("JPEG",), 10_000)
@@ -208,7 +208,7 @@ def test_damaged_exif_never_breaks_the_copy(noise: bytes, place: int) -> None:
     assert len(without_orientation(damaged)) == len(damaged)
 
 
-def test_what_is_no_picture_is_an_image_error() -> None:
+def test_files_that_are_not_images_are_image_errors() -> None:
     with pytest.raises(ImageError):
         in_mask_grid(b"<html>", ("JPEG",), 10_000)
 

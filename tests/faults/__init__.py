@@ -1,1 +1,1 @@
-"""Faults on purpose: `make faults`, and the short version in tests/faults/test_faults.py."""
+"""Fault injection: `make faults`, and the short version in tests/faults/test_faults.py."""

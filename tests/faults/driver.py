@@ -1,6 +1,6 @@
-"""The `cliper` command with segmenters that are fast or that kill: `python -m tests.faults.driver label ...`.
+"""The `cliper` command with test segmenters, fast or harmful: `python -m tests.faults.driver label ...`.
 
-Everything else of the command is the real one. Name a segmenter in the config (`segmenter: brightness`).
+The rest of the command is unchanged. Name a segmenter in the config (`segmenter: brightness`).
 """
 
 import ctypes
@@ -33,14 +33,14 @@ DEADLY: dict[str, Callable[[], object]] = {  # by the first word of the file's n
     "segfault": segfault,
     "exit": lambda: os._exit(1),
     "abort": os.abort,
-    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # what the kernel's out-of-memory killer sends
+    "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # the signal of the kernel's out-of-memory killer
     "sigbus": lambda: os.kill(os.getpid(), signal.SIGBUS),  # a truncated memory map
 }
 HARMFUL = DEADLY | {"hang": partial(time.sleep, 10**6), "memory": exhaust_memory, "raise": raise_error}
 
 
 class Harmful(Brightness):
-    """Does what the name of a file under `poison/` says."""
+    """Misbehaves as named by the file under `poison/`."""
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         for image_id in image_ids:

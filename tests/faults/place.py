@@ -1,4 +1,4 @@
-"""Where a scenario happens, what it labels, and how its rows are counted."""
+"""The storage and corpus of a scenario, and the count of its rows."""
 
 import hashlib
 from collections import Counter
@@ -23,7 +23,7 @@ COLUMNS = ("image_id", "width", "height", "mask", "mask_codec", "status", "error
 
 @dataclass(frozen=True)
 class Place:
-    """A storage: `root` as a command names it, and `folder`, where the same files lie on this machine."""
+    """A storage: `root` as passed to commands, and `folder`, the same files on this machine."""
 
     name: str
     root: str
@@ -64,8 +64,8 @@ def s3_place(folder: Path) -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Count:
-    """Rows against the corpus. `wrong`: ids whose status, reason or mask is not the expected one; `problems`: what
-    `cliper verify --clean` finds; `orphans`: leftovers that it removed."""
+    """Rows against the corpus. `wrong`: ids with an unexpected status, reason or mask; `problems`: those
+    reported by `cliper verify --clean`; `orphans`: leftovers that it removed."""
 
     images: int
     lost: list[str]
@@ -76,7 +76,7 @@ class Count:
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, nothing twice, nothing different, and `cliper verify` agrees."""
+        """No row is lost, doubled or changed, and `cliper verify` finds no problem."""
         return not (self.lost or self.doubled or self.wrong or self.problems)
 
 
@@ -84,7 +84,7 @@ Expected = Mapping[str, tuple[str, str]]  # image_id -> (status, error_type, or 
 
 
 def brightness_of(contents: Mapping[str, bytes]) -> Expected:
-    """What an undisturbed run must write with the segmenters of driver.py, worked out without the flow."""
+    """The expected rows of an undisturbed run with the segmenters of driver.py, computed without the flow."""
     return {name: ("ok", _hash(brightness_labels(decode(data, 10**8).pixels))) for name, data in contents.items()}
 
 
@@ -94,7 +94,7 @@ def written(run: Run) -> list[tuple[str, tuple[str, str]]]:
 
 
 def count(run: Run, expected: Expected) -> Count:
-    """Compare a run's rows with what was expected, id by id."""
+    """Compare a run's rows with the expected ones, id by id."""
     rows = written(run)
     times = Counter(image_id for image_id, _ in rows)
     wrong = [image_id for image_id, found in rows if found != expected.get(image_id)]

@@ -1,4 +1,4 @@
-"""Drivers as processes of their own, and the workers below them."""
+"""Drivers in separate processes, and the workers below them."""
 
 import os
 import re
@@ -16,11 +16,11 @@ from tests.faults.place import Place
 
 T = TypeVar("T")
 
-PATIENCE = 1800.0  # seconds until a scenario is given up; nothing is judged by its speed
+PATIENCE = 1800.0  # seconds until a scenario is abandoned; speed is not tested
 
 
 class Driver:
-    """`python -m tests.faults.driver label ...` in a session of its own."""
+    """`python -m tests.faults.driver label ...` in a separate session."""
 
     def __init__(self, place: Place, run: str, options: list[str], ray: str | None) -> None:
         """Label into `run` at `place`, on the Ray at `ray` or (None) one that the driver starts itself."""
@@ -46,11 +46,11 @@ class Driver:
             )
 
     def shards(self) -> int:
-        """Committed so far, whoever committed them."""
+        """The shards committed so far, by any driver."""
         return len(list((self.place.folder / self.run / "labels").glob("shard-*.parquet")))
 
     def kill(self) -> bool:
-        """SIGKILL the driver's whole session: a Ray that it started itself dies with it. False if it had ended."""
+        """SIGKILL the driver's session, including a Ray that it started. False if it had already ended."""
         alive = self.process.poll() is None
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -58,7 +58,7 @@ class Driver:
         return alive
 
     def finish(self, expected: int = 0) -> str:
-        """Wait for the end and return the log. Raises AssertionError on another exit code."""
+        """Wait for the process to end and return its log. Raises AssertionError on another exit code."""
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -68,15 +68,15 @@ class Driver:
         return self.text()
 
     def text(self) -> str:
-        """All that the drivers of this run have printed."""
+        """The output of all drivers of this run."""
         return self.log.read_text(errors="replace")
 
     def wait_for_shards(self, count: int) -> bool:
-        """Until `count` shards are committed; False if the driver ended before."""
+        """Wait until `count` shards are committed; False if the driver ended before."""
         return bool(self.wait_for(lambda: self.shards() >= count))
 
     def wait_for(self, look: Callable[[], T]) -> T | None:
-        """Look until what is seen is true, and return it; None if the driver ended before."""
+        """Poll until the result is true, and return it; None if the driver ended before."""
         deadline = time.monotonic() + PATIENCE
         while not (seen := look()):
             if self.process.poll() is not None:
@@ -87,7 +87,7 @@ class Driver:
 
 
 def workers(root: int, title: str) -> list[int]:
-    """Ray workers below process `root` whose title matches; Ray puts what a worker does into its title."""
+    """Ray workers below process `root` whose title matches; Ray sets a worker's title to its current task."""
     parents, titles = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

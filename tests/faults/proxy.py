@@ -23,11 +23,11 @@ SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please r
 
 
 class FlakyProxy:
-    """Serves at `endpoint` in a thread until it is closed; `injected` counts the faults, `requests` everything.
+    """Serves at `endpoint` in a thread until it is closed; `injected` counts faults, `requests` all requests.
 
-    slow_down: 503 without asking the server. reset: TCP reset before the server is asked. answer_lost: the
-    server does what it was asked to, then reset. stall: no answer. truncated: Content-Length says more than is
-    sent (an answer without a body is reset instead).
+    slow_down: 503 without contacting the server. reset: TCP reset without contacting the server. answer_lost: TCP
+    reset after the server has executed the request. stall: no answer. truncated: fewer bytes than Content-Length
+    (an answer without a body is reset instead).
     """
 
     def __init__(self, upstream: str, rate: float, seed: int, faults: tuple[str, ...] = FAULTS) -> None:
@@ -102,7 +102,7 @@ async def _answer(
         return response
     await response.write(content[: len(content) // 2] if fault == "truncated" else content)
     if fault == "truncated" and request.transport is not None:
-        await asyncio.sleep(0.05)  # what was sent arrives
+        await asyncio.sleep(0.05)  # for sent data to arrive
         request.transport.close()
     with suppress(ConnectionError):
         await response.write_eof()

@@ -18,7 +18,7 @@ from tests.faults.scenarios import ONLY_AT, SCENARIOS, Setting
 
 STORAGES = ("local", "s3")
 OWN_RAY = {"machine killed, embedded model", "node lost and added"}  # the fault takes Ray with it
-FULL = {  # (images, how often the fault strikes); 2,000 and 1 unless named here
+FULL = {  # (images, number of faults); 2,000 and 1 unless listed here
     "driver killed": (2000, 25),
     "machine killed, embedded model": (600, 8),
     "actor or writer killed": (4000, 33),
@@ -35,7 +35,7 @@ QUICK = {
 
 
 def main() -> None:
-    """Run the scenarios that are asked for; exit code 1 if any lost, doubled or changed a row."""
+    """Run the requested scenarios; exit code 1 if any lost, doubled or changed a row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few images and few faults: minutes, not an hour")
     parser.add_argument("--only", action="append", choices=list(SCENARIOS), help="this scenario; repeat for more")
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def run(fault: str, storage: str, quick: bool, seed: int, address: str) -> dict[str, Any]:
-    """One scenario in a folder of its own. Drivers share the Ray at `address`, see OWN_RAY."""
+    """Run one scenario in a separate folder. Drivers share the Ray at `address`, see OWN_RAY."""
     images, times = QUICK.get(fault, (200, 1)) if quick else FULL.get(fault, (2000, 1))
     started = time.monotonic()
     result: dict[str, Any] = {"fault": fault, "storage": storage, "images": images}

@@ -1,7 +1,6 @@
 """One function per fault: disturb a run, let it finish, count its rows.
 
-Each takes a Setting and returns what is worth knowing besides the count. Where a scenario draws at random, the
-seed decides.
+Each takes a Setting and returns details to report with the count. Random choices depend on the seed.
 """
 
 import os
@@ -30,12 +29,12 @@ IMAGES_PER_SHARD = 20
 
 @dataclass(frozen=True)
 class Setting:
-    """Where, how much, and on which Ray: `ray` is an address and `root` a process above its workers, or both
-    are None and every driver starts a Ray of its own."""
+    """Storage, size and Ray of a scenario: `ray` is an address and `root` a process above its workers, or both
+    are None and every driver starts its own Ray."""
 
     place: Place
     images: int
-    times: int  # how often the fault strikes
+    times: int  # number of faults
     seed: int
     ray: str | None = None
     root: int | None = None
@@ -43,14 +42,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a disturbed run."""
+    """The result of a disturbed run."""
 
     count: Count
     detail: dict[str, Any]
 
 
 def options(setting: Setting, segmenter: str = "steady", **config: Any) -> list[str]:
-    """Command-line options of a run over the setting's corpus, with one actor unless `config` says otherwise."""
+    """Command-line options of a run over the setting's corpus; one actor unless `config` sets the number."""
     content = {
         "segmenter": segmenter,
         "shard": {"images": IMAGES_PER_SHARD},
@@ -70,7 +69,7 @@ def options(setting: Setting, segmenter: str = "steady", **config: Any) -> list[
 
 
 def finished(setting: Setting, run: str, command: list[str], expected: Expected, **detail: Any) -> Outcome:
-    """Give the run a last, undisturbed driver and count."""
+    """Finish the run with a last, undisturbed driver and count its rows."""
     Driver(setting.place, run, command, setting.ray).finish()
     return Outcome(count(setting.place.open(run), expected), detail)
 
@@ -91,7 +90,7 @@ def driver_killed(setting: Setting) -> Outcome:
 
 
 def machine_killed(setting: Setting) -> Outcome:
-    """SIGKILL the driver with its whole Ray, under the embedded model; compare with a run nobody disturbed."""
+    """SIGKILL the driver with its whole Ray, with the embedded model; compare with an undisturbed run."""
     setting.place.corpus(setting.images)
     model = {"backbone": {"model": "embedded:tiny"}, "fusion": {"short_side": 64}, "fgc": None}
     command = options(setting, "cliper", model=model)
@@ -109,7 +108,7 @@ def machine_killed(setting: Setting) -> Outcome:
 def workers_killed(setting: Setting) -> Outcome:
     """SIGKILL the segmenting actor, and every third time the task that is writing a shard, under one driver.
 
-    `times` in all; a process that ended before it was struck is no kill.
+    `times` kills in total; a process that ended before the signal is not counted.
     """
     expected = brightness_of(setting.place.corpus(setting.images))
     driver = Driver(setting.place, "workers-killed", options(setting), setting.ray)
@@ -160,7 +159,7 @@ def node_lost(setting: Setting) -> Outcome:
 
 
 def flaky_storage(setting: Setting) -> Outcome:
-    """A proxy that breaks 10% of all requests to the S3 server, one way of five."""
+    """A proxy breaks 10% of all requests to the S3 server, each in one of five ways."""
     expected = brightness_of(setting.place.corpus(setting.images))
     with FlakyProxy(setting.place.options["endpoint_url"], rate=0.1, seed=setting.seed) as proxy:
         command = options(setting, "brightness")
@@ -171,7 +170,7 @@ def flaky_storage(setting: Setting) -> Outcome:
     return Outcome(count(setting.place.open("flaky"), expected), detail)
 
 
-POISON: dict[str, tuple[str, str]] = {  # what becomes of each kind: (status, error_type)
+POISON: dict[str, tuple[str, str]] = {  # expected (status, error_type) of each kind
     "segfault": ("poison", "poison"),
     "exit": ("poison", "poison"),
     "abort": ("poison", "poison"),
@@ -200,7 +199,7 @@ def poison_images(setting: Setting) -> Outcome:
 
 
 def two_drivers(setting: Setting) -> Outcome:
-    """Start two at once: one works, the other is refused and says why."""
+    """Start two drivers at once: one works, the other is refused with the reason."""
     expected = brightness_of(setting.place.corpus(setting.images))
     drivers = [Driver(setting.place, "two-drivers", options(setting), setting.ray) for _ in range(2)]
     codes = sorted(driver.process.wait(600) for driver in drivers)
@@ -209,7 +208,7 @@ def two_drivers(setting: Setting) -> Outcome:
 
 
 def foreign_lease(setting: Setting) -> Outcome:
-    """Drivers that died on other machines, whose clocks were decades off: their leases expire all the same."""
+    """Drivers that died on other machines with clocks that were decades off: their leases expire as well."""
     expected = brightness_of(setting.place.corpus(setting.images))
     command = options(setting)
     for year in (1970, 2999):
@@ -241,7 +240,7 @@ def changed_settings(setting: Setting) -> Outcome:
 
 
 def disk_full(setting: Setting) -> Outcome:
-    """The run folder's disk has room for about half of the labels; later for all. Needs root, for a mount."""
+    """The run folder's disk first has room for about half of the labels, later for all. Needs root to mount."""
     expected = brightness_of(setting.place.corpus(setting.images))
     folder = setting.place.folder / "disk-full"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Each fault once and small; `make faults` is the long version. Drivers run on the session's Ray."""
+"""Each fault once, on a small corpus; `make faults` is the long version. Drivers run on the session's Ray."""
 
 import http.client
 import os
@@ -44,7 +44,7 @@ def test_storage_survives_a_third_of_its_requests_broken(fault: str, s3: S3Serve
             storage.write(f"{bucket}/a", b"x" * 1000)
 
 
-BREAKS: dict[str, type[Exception]] = {  # what a client without retries sees
+BREAKS: dict[str, type[Exception]] = {  # as seen by a client without retries
     "reset": ConnectionResetError,
     "answer_lost": ConnectionResetError,
     "stall": TimeoutError,
@@ -53,7 +53,7 @@ BREAKS: dict[str, type[Exception]] = {  # what a client without retries sees
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_proxy_does_what_it_says(fault: str, s3: S3Server) -> None:
+def test_the_proxy_injects_every_fault(fault: str, s3: S3Server) -> None:
     with FlakyProxy(s3.endpoint, 1.0, seed=1, faults=(fault,)) as proxy:
         host, port = proxy.endpoint.removeprefix("http://").split(":")
         client = http.client.HTTPConnection(host, int(port), timeout=3)

@@ -1,6 +1,6 @@
-"""Damaged and made-up inputs: whatever the bytes, the only exceptions are our own.
+"""Damaged and random inputs: any bytes raise only CliperErrors.
 
-CLIPER_FUZZ says how many examples each test draws: a few hundred in CI, 10,000 in `make faults`.
+CLIPER_FUZZ is the number of examples per test: a few hundred in CI, 10,000 in `make faults`.
 """
 
 import io
@@ -110,7 +110,7 @@ def damaged(draw: st.DrawFn, kind: str) -> bytes:
 @pytest.mark.parametrize("kind", sorted(SEEDS))
 @fuzz
 @given(data=st.data())
-def test_damaged_images_decode_or_say_why(kind: str, data: st.DataObject) -> None:
+def test_damaged_images_decode_or_raise_an_image_error(kind: str, data: st.DataObject) -> None:
     try:
         found = decode(data.draw(damaged(kind)), MAX_PIXELS)
     except ImageError as error:
@@ -182,13 +182,13 @@ yaml_text = st.lists(yaml_parts, max_size=25).map("".join)
 
 @fuzz
 @given(content=values)
-def test_made_up_settings_are_a_config_or_a_message(content: object, tmp_path: Path) -> None:
+def test_random_settings_are_a_config_or_a_message(content: object, tmp_path: Path) -> None:
     check_config(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", errors="surrogatepass"), tmp_path)
 
 
 @fuzz
 @given(content=yaml_text.map(lambda text: text.encode("utf-8", errors="surrogatepass")) | st.binary(max_size=60))
-def test_made_up_yaml_is_a_config_or_a_message(content: bytes, tmp_path: Path) -> None:
+def test_random_yaml_is_a_config_or_a_message(content: bytes, tmp_path: Path) -> None:
     check_config(content, tmp_path)
 
 

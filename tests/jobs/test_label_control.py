@@ -1,4 +1,4 @@
-"""Control of a run, as a user meets it: one command at a time, failure limits, full disks, stops, new runs."""
+"""Control of a run by commands: one command at a time, failure limits, full disks, stops, new runs."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
-from cliper.pipeline.label import actor as segment
+from cliper.pipeline.label import segmenters
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.rows import read_tables
@@ -30,7 +30,7 @@ from tests.support.jobs import this_ray
 @pytest.fixture
 def brightness(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> Iterator[None]:
     """`execute` on the session's Ray, with a segmenter that is fast and predictable."""
-    monkeypatch.setitem(segment.SEGMENTERS, "brightness", kind(Brightness))
+    monkeypatch.setitem(segmenters.SEGMENTERS, "brightness", kind(Brightness))
     yield
 
 
@@ -41,7 +41,7 @@ def run(
     storage: Storage = Storage(),  # noqa: B008
     **settings: Any,
 ) -> None:
-    """What `cliper label` does with a config of `settings`."""
+    """Run the job of `cliper label` with a config of `settings`."""
     # A single CPU, since Ray may keep the actor of an aborted run until the end of the session.
     fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
     config = JobConfig.model_validate(fixed | settings)
@@ -52,7 +52,7 @@ def run(
 def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightness: None, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 60, broken_each=4)  # 20 broken ones, which come first
     output = tmp_path / "run"
-    with pytest.raises(TooManyFailuresError, match=r"10 of 10 images failed .* than --max-failures 5; what was"):
+    with pytest.raises(TooManyFailuresError, match=r"10 of 10 images failed .* than --max-failures 5; labeled"):
         run(tmp_path / "corpus", output, "5", shard={"images": 10})
     kept = {path.name: path.stat().st_mtime_ns for path in (output / "labels").iterdir()}
     assert 1 <= len(kept) < 6
@@ -67,7 +67,7 @@ def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightne
         ("5", 10, 5, 90, False),
         ("5", 10, 6, 90, True),
         ("0", 10, 1, 90, True),
-        ("10%", 99, 99, 1, False),  # too few to judge a share
+        ("10%", 99, 99, 1, False),  # too few to check a share
         ("10%", 100, 11, 900, True),
         ("10%", 100, 10, 900, False),
         ("10%", 10, 2, 0, True),  # but these are all
@@ -94,7 +94,7 @@ def test_failure_limits_are_checked(text: str) -> None:
         FailureLimit.parse(text)
 
 
-def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_space(
+def test_a_full_disk_stops_with_one_message_and_the_run_continues_when_there_is_space(
     brightness: None, full_disk: Path, tmp_path: Path
 ) -> None:
     write_corpus(tmp_path / "corpus", 40)
@@ -113,8 +113,8 @@ def test_a_full_disk_stops_with_one_message_and_the_run_goes_on_when_there_is_sp
     assert len({row["image_id"] for row in all_rows(full_disk / "run")}) == 40
 
 
-def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightness: None, tmp_path: Path) -> None:
-    """Throttled reads are waited out, an image that cannot be read is a row, a refused write ends the command."""
+def test_storage_that_refuses_a_shard_stops_the_run_which_then_continues(brightness: None, tmp_path: Path) -> None:
+    """Throttled reads are retried, an unreadable image is a failed row, and a refused write ends the command."""
     contents = write_corpus(tmp_path / "corpus", 20)
     with FaultyS3() as server:
         server.objects.update({f"bucket/images/{name}": data for name, data in contents.items()})
@@ -134,25 +134,25 @@ def test_storage_that_refuses_a_shard_stops_the_run_which_then_goes_on(brightnes
     assert (f"bucket/images/{bad['image_id']}", bad["stage"], bad["error_type"]) == (first, "load", "unreadable")
 
 
-def test_what_cannot_be_scheduled_is_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
+def test_pools_that_cannot_be_scheduled_are_refused_on_resume_too(brightness: None, tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 20)
     with pytest.raises(TooManyFailuresError):
         write_corpus(tmp_path / "corpus", 20, broken_each=2)
         run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
-    with pytest.raises(ResourceError, match="9 actors with 1 CPUs each"):
+    with pytest.raises(ResourceError, match="9 actors with 0.5 CPU each"):
         run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
 
 
 def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_path: Path) -> None:
-    """A second command is refused, SIGTERM stops the first, and a new run goes beside it."""
+    """A second command is refused, SIGTERM stops the first, and --new-run starts a second run next to it."""
     corpus, output = tmp_path / "corpus", tmp_path / "run"
     write_corpus(corpus, 80)
     first = started(label_command(settings, corpus, output))
     wait_for_shards(output, 1, first)
-    first.send_signal(signal.SIGSTOP)  # alive, and in no danger of being done too early
+    first.send_signal(signal.SIGSTOP)  # alive, and large enough not to finish too early
     second = cliper(*label_command(settings, corpus, output))
     assert second.returncode == 2, second.stderr
-    assert f"{output} is being worked on by process {first.pid} on " in second.stderr
+    assert f"{output} is in use by process {first.pid} on " in second.stderr
     assert second.stderr.count("\n") == 1
 
     first.send_signal(signal.SIGTERM)

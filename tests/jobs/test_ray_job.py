@@ -75,7 +75,7 @@ def test_submitted_mistake_fails_the_job(head: Head, tmp_path: Path) -> None:
 def test_a_token_that_is_missing_or_wrong_is_named(
     head: Head, tmp_path: Path, token: dict[str, str], reason: str
 ) -> None:
-    """Connecting to the cluster itself, from a home that holds no token."""
+    """Connect to the cluster directly, from a home directory without a token."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     mode = {"RAY_AUTH_MODE": "token"} if token else {}
     environment = plain | {"RAY_ADDRESS": head.gcs, "HOME": str(tmp_path)} | mode | token

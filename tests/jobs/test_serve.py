@@ -1,4 +1,4 @@
-"""`cliper serve`: settings tried on one image are those a run gives, and the page works in a real browser."""
+"""`cliper serve`: a preview equals the mask of a run with its settings, and the page works in a real browser."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def previewer(config: JobConfig) -> Previewer:
 
 
 def forbid_loading(patch: pytest.MonkeyPatch) -> None:
-    """From here on, whatever loads weights fails."""
+    """Make every load of weights fail from here on."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("weights were loaded again")
@@ -101,7 +101,7 @@ def test_a_resident_model_refuses_other_networks(previewer: Previewer) -> None:
 
 
 def turned_scene() -> bytes:
-    """A scene that its EXIF says to turn by a quarter: 256 wide and 160 high in the file."""
+    """A scene whose EXIF orientation is a quarter turn: 256 wide and 160 high in the file."""
     exif = Image.Exif()
     exif[0x0112] = 6
     buffer = io.BytesIO()
@@ -131,7 +131,7 @@ def test_the_downloaded_settings_give_the_same_mask(
     assert np.array_equal(unpack_mask(row), preview.labels)
 
 
-def test_thresholds_do_what_they_say(previewer: Previewer) -> None:
+def test_thresholds_change_the_mask(previewer: Previewer) -> None:
     data = (SCENES / "scene-2.jpg").read_bytes()
     absent, there = ClassList.parse(["kite", "umbrella"]), ("wooden floor", "water", "donut", "brick wall")
     guessed = previewer.label(data, "a", Choice(absent, there, 0.0, 0.02, fgc=False))
@@ -184,7 +184,7 @@ def test_impossible_choices_are_refused(previewer: Previewer) -> None:
         Previewer(JobConfig(segmenter="mine"))
 
 
-def test_mistakes_are_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_are_reported_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_loading(monkeypatch)
     with pytest.raises(ConfigError, match="is not a folder"):
         find_examples(tmp_path / "nowhere")
@@ -243,7 +243,7 @@ def download(watched: Watched, name: str) -> bytes:
     return Path(started.value.path()).read_bytes()
 
 
-# What Gradio's own script says in the console, and that nobody needs to act on.
+# Harmless console messages of Gradio's own script.
 GRADIO_SAYS = ("warning: Method not implemented.",)  # of an upload's progress
 
 

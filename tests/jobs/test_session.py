@@ -1,4 +1,4 @@
-"""Connecting to Ray: what is tried is said at once, what fails is explained whole, and nothing is left behind."""
+"""Connecting to Ray: attempts are printed at once, failures explained in full, and no files left behind."""
 
 import os
 import re
@@ -21,7 +21,7 @@ CLIPER = str(Path(sys.executable).parent / "cliper")
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that takes connections and never answers."""
+    """A port that accepts connections and never answers."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
@@ -36,7 +36,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, address: str, seconds: float = 2.0)
     return str(caught.value)
 
 
-def test_an_address_that_does_not_answer_is_given_up(
+def test_an_address_that_does_not_answer_times_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(session, "SAY_EVERY", 0.5)
@@ -65,7 +65,7 @@ def test_addresses_that_cannot_be_right(monkeypatch: pytest.MonkeyPatch, address
 
 
 def test_a_port_of_another_program(silent_port: int, tmp_path: Path) -> None:
-    """Ray itself would try for 13 minutes; its own time limit for one try is shortened here."""
+    """Ray would try for 13 minutes; its timeout for one attempt is shortened here."""
     environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{silent_port}", "RAY_py_gcs_connect_timeout_s": "2"}
     command = [CLIPER, "label", "--input", str(PHOTOS), "--output", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
@@ -89,7 +89,7 @@ def test_a_version_mismatch_names_both_versions(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_local_run_leaves_no_token_and_needs_no_home(tmp_path: Path, settings: dict[str, str]) -> None:
-    """One home is empty and stays so; the other cannot be written by anybody."""
+    """One home directory is empty and stays empty; the other is read-only."""
     options = [part for pair in settings.items() for part in pair]
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
     for name, home in (("empty", tmp_path / "home"), ("unwritable", Path("/proc/no-home"))):

@@ -1,4 +1,4 @@
-"""The actor, without Ray: memory that does not suffice, devices that are lost, and how far it works ahead."""
+"""The actor, without Ray: out-of-memory errors, lost devices, and the bound on work ahead."""
 
 import io
 import threading
@@ -42,7 +42,7 @@ class Small(Brightness):
 
 
 class SmallWithSpare(Small):
-    """The same, and a spare that marks what it did: confidence 0.5."""
+    """The same, with a spare whose masks have confidence 0.5."""
 
     side, spares = 100, 0
 
@@ -64,7 +64,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-def test_what_does_not_fit_together_is_segmented_in_halves(corpus: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_split(corpus: Path, tmp_path: Path) -> None:
     expected = rows_of(label_small(corpus, tmp_path / "large"))
     assert rows_of(label_small(corpus, tmp_path / "small", factory=Small)) == expected
 
@@ -110,7 +110,7 @@ def test_a_spare_that_cannot_be_loaded_costs_only_the_image(capfd: pytest.Captur
     assert capfd.readouterr().err.count("weights are gone") == 1
 
 
-def test_what_counts_as_out_of_memory() -> None:
+def test_out_of_memory_errors_are_recognized() -> None:
     import torch
 
     cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
@@ -122,7 +122,7 @@ def test_what_counts_as_out_of_memory() -> None:
     assert out_of_memory(caught.value)
 
 
-def test_uris_that_nobody_can_open_are_rows(tmp_path: Path) -> None:
+def test_uris_that_cannot_be_opened_are_rows(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(jpeg(0))
     (tmp_path / "folder.jpg").mkdir()
     uris = [
@@ -216,7 +216,7 @@ def test_work_ahead_is_in_order_and_within_its_budget(prices: list[int], ahead: 
             with lock:
                 held[0] -= price
     assert done == prices
-    assert most[0] <= budget + max(prices, default=0), "the consumed one and what waits"
+    assert most[0] <= budget + max(prices, default=0), "the consumed one and the waiting ones"
 
 
 def test_large_images_are_not_decoded_far_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def placed_job(
     seconds: float = 0.0,
     **resources: Any,
 ) -> tuple[Job, Placed]:
-    """What `cliper label` does up to the flow, with a segmenter that notes where it runs."""
+    """The job of `cliper label` up to the flow, with a segmenter that records its node."""
     placed = Placed(str(folder / "placed"), seconds)
     monkeypatch.setitem(SEGMENTERS, "placed", SegmenterKind(placed, lambda config: {}, lambda config: "placed"))
     content = {"segmenter": "placed", "shard": {"images": 4}, "resources": {"threads": 0} | resources}
@@ -135,9 +135,7 @@ def test_plan(here: Here, settings: dict[str, str]) -> None:
     assert "corpus    24 images" in done.output
 
 
-def test_actors_on_cpus_although_there_are_gpus(
-    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_actors_on_cpus_in_spite_of_gpus(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only_on(here, "one-gpu")
     with ray_session(verbose=False, wait=30) as session:
         job, placed = placed_job(
@@ -153,5 +151,6 @@ def test_two_actors_share_a_gpu(here: Here, monkeypatch: pytest.MonkeyPatch, tmp
     with ray_session(verbose=False, wait=30) as session:
         job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, actors_per_gpu=2)
         execute(job, session)
-    assert [note["gpus"] for note in placed.notes] == [["0"], ["0"]]
-    assert [note["resources"]["GPU"] for note in placed.notes] == [0.5, 0.5]
+    gpus = sum(node.get("num_gpus", 0) for node in here.nodes)
+    assert [note["resources"]["GPU"] for note in placed.notes] == [0.5] * 2 * gpus
+    assert all(len(note["gpus"]) == 1 for note in placed.notes)

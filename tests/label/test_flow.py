@@ -38,7 +38,7 @@ def label(
     classes: ClassList = CLASSES,
     **settings: Any,
 ) -> tuple[Run, list[dict[str, Any]]]:
-    """Open a run, label what is left of it (at most `shards`), and return all its rows."""
+    """Open a run, label its pending shards (at most `shards`), and return all its rows."""
     job = fake_job(corpus, output, storage, factory, classes, **settings)
     tasks = tasks_of(job, shards)
     summaries = list(label_corpus(job, tasks, pool))
@@ -138,7 +138,7 @@ def test_done_shards_are_not_read_or_computed_again(
     assert run.done_shards() == set(range(7))
 
 
-def test_a_raising_image_costs_only_its_own_row(tmp_path: Path) -> None:
+def test_a_raising_image_affects_only_its_own_row(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     write_corpus(corpus, 40)
     (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "raise.jpg")
@@ -158,7 +158,7 @@ def test_actors_on_the_cpu_keep_freed_memory(tmp_path: Path) -> None:
 
 
 def test_images_that_kill_their_process_become_rows(tmp_path: Path) -> None:
-    """Each death takes the whole actor; after a bounded number of them the image is named, no other lost."""
+    """Each death ends the whole actor; after a bounded number the image is identified, and no other is lost."""
     corpus = tmp_path / "corpus"
     write_corpus(corpus, 40)
     for i in (0, 7):
@@ -173,7 +173,7 @@ def test_images_that_kill_their_process_become_rows(tmp_path: Path) -> None:
     assert len(run.done_shards()) == 4
 
 
-def test_an_image_that_never_ends_becomes_a_row(tmp_path: Path) -> None:
+def test_an_image_that_hangs_becomes_a_row(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     write_corpus(corpus, 20)
     (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "hang.jpg")

@@ -15,7 +15,7 @@ SCENES = ROOT / "configs" / "examples"
 
 
 def turned(source: Path, target: Path) -> None:
-    """The same scene, stored lying on its side."""
+    """The same scene, stored rotated by a quarter turn."""
     image = Image.open(source)
     exif = image.getexif()
     exif[0x0112] = 6
@@ -46,7 +46,7 @@ def test_the_first_images_have_heat_maps(tmp_path: Path) -> None:
             assert heat[mask == entry["class_id"]].min() >= 255 * (0.3 - 0.06)  # the threshold, up to the scale
 
 
-def test_none_are_written_unless_asked_for(tmp_path: Path) -> None:
+def test_none_are_written_by_default(tmp_path: Path) -> None:
     run = label_directly(
         str(SCENES),
         str(tmp_path / "run"),

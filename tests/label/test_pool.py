@@ -1,4 +1,4 @@
-"""The pool is planned on what is free, and what cannot be held is refused with the reason and the remedy."""
+"""The pool is sized to free resources; a pool that does not fit is refused with the reason and the remedy."""
 
 from typing import Any
 
@@ -41,12 +41,12 @@ def test_size(wanted: dict[str, Any], nodes: list[Node], expected: tuple[int, fl
     assert (pool.actors, pool.cpus_per_actor, pool.gpus_per_actor) == expected
 
 
-def test_only_what_is_free_is_planned_on() -> None:
+def test_the_pool_uses_free_resources_only() -> None:
     assert plan_pool(resources(), [busy(4, 1)]).cpus_per_actor == 2
     assert (
         plan_pool(resources(), [busy(8, 0, GPU=2), Node({"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 0})]).actors == 2
     )
-    with pytest.raises(ResourceError, match=r"fit this cluster, but not beside .* free are 3 CPUs; lower .*10m"):
+    with pytest.raises(ResourceError, match=r"fit this cluster, but other work .* free: 3 CPUs; lower .*10m"):
         plan_pool(resources(actors=1, cpus_per_actor=3), [busy(4, 1)])
 
 
@@ -57,7 +57,7 @@ def test_reading_and_writing_keep_a_share_that_grows_with_the_actors() -> None:
     assert plan_pool(resources(actors=1, cpus_per_actor=3), idle({"CPU": 4})).io_tasks == 1
 
 
-def test_elastic_pools_start_with_the_least() -> None:
+def test_elastic_pools_start_with_the_minimum() -> None:
     pool = plan_pool(resources(actors={"min": 2, "max": 64}), idle({"CPU": 8, "GPU": 2}))
     assert (pool.actors, pool.max_actors, pool.elastic) == (2, 64, True)
     assert not plan_pool(resources(actors={"min": 2, "max": 2}), idle({"CPU": 8})).elastic
@@ -93,18 +93,20 @@ def test_actors_go_only_where_placement_says() -> None:
         ({}, idle({"CPU": 0}), "the cluster has no CPUs and no GPUs yet; .*--device cuda or --device cpu"),
     ],
 )
-def test_what_cannot_be_scheduled_is_refused(wanted: dict[str, Any], nodes: list[Node], message: str) -> None:
+def test_pools_that_cannot_be_scheduled_are_refused(
+    wanted: dict[str, Any], nodes: list[Node], message: str
+) -> None:
     with pytest.raises(ResourceError, match=message):
         plan_pool(resources(**wanted), nodes)
 
 
-def test_the_device_decides_without_nodes_where_it_is_named() -> None:
+def test_a_named_device_needs_no_nodes() -> None:
     assert wants_gpu(resources(device="cuda"), [])
     assert not wants_gpu(resources(device="cpu"), [])
     assert wants_gpu(resources(), idle({"CPU": 1, "GPU": 1}))
 
 
-def test_what_is_printed() -> None:
+def test_the_printed_pool() -> None:
     nodes = [*idle({"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 1}), *idle({"CPU": 4})]
     pool = plan_pool(resources(cpus_per_actor=4), nodes)
     expected = "2 actors, each 1 GPU and 4 CPUs, on 2 of 3 nodes; 12 CPUs left for reading and writing"

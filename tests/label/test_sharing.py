@@ -1,4 +1,4 @@
-"""Clusters that are shared, that change, and that choose: runs start, wait, grow, and never stand still."""
+"""Shared and changing clusters: runs start, wait, grow, and never stall."""
 
 import json
 import socket
@@ -16,6 +16,7 @@ from cliper.jobs.common import execute
 from cliper.jobs.session import ray_session
 from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.label import cluster
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.run.verify import verify_run
 from tests.label.test_clusters import placed_job
@@ -33,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def hog(cpus: float) -> Any:
-    """An actor of somebody else's, alive."""
+    """A running actor of another job."""
     import ray
 
     @ray.remote
@@ -47,7 +48,7 @@ def hog(cpus: float) -> Any:
 
 
 def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Other work holds CPUs: the pool is planned beside it, waits for it, or outlives it."""
+    """Other work holds CPUs: the pool fits next to it, waits for it, or outlives it."""
     import ray
 
     with logical_cluster({"num_cpus": 4}), ray_session(verbose=False, wait=0) as session:
@@ -58,22 +59,23 @@ def test_a_shared_node(corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert [note["resources"]["CPU"] for note in placed.notes] == [2.0]
         assert verify_run(beside.run).whole
 
+        monkeypatch.setattr(cluster, "GRACE_SECONDS", 1.0)
         full, _ = placed_job(monkeypatch, corpus, tmp_path / "full", session, actors=1, cpus_per_actor=3)
-        with pytest.raises(ResourceError, match="fit this cluster, but not beside what runs on it now"):
+        with pytest.raises(ResourceError, match="fit this cluster, but other work is running on it"):
             execute(full, session)
         session.wait = 60
         Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
-        execute(full, session)  # waits for the CPU that the other work gives back
+        execute(full, session)  # waits for the CPU that the other work releases
         assert verify_run(full.run).whole
 
         other, taken = hog(1), fake_job(str(corpus), str(tmp_path / "taken"), shard={"images": 4})
         Thread(target=lambda: (time.sleep(3), ray.kill(other))).start()
-        # Planned before the other work came: loading has its share, and the actor starts when there is room.
+        # Planned before the other work came: loading has its share, and the actor starts when a CPU is free.
         assert len(list(label_corpus(taken, tasks_of(taken), Pool(1, 3.0, 0)))) == 6
 
 
 def test_two_runs_at_once_both_finish(corpus: Path, tmp_path: Path) -> None:
-    """Each is valid alone; together their actors leave no CPU, but what loading needs is set aside first."""
+    """Each fits alone; together their actors leave no CPU, but the CPUs for loading are reserved first."""
     with logical_cluster({"num_cpus": 4}), ray_session(verbose=False) as session:
         session.connect()
         jobs = [fake_job(str(corpus), str(tmp_path / name), shard={"images": 2}) for name in ("a", "b")]
@@ -87,7 +89,7 @@ def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
     """It starts on one node of three and uses all three once they have joined."""
     write_corpus(tmp_path / "corpus", 300)
     placed = Placed(str(tmp_path / "placed"), seconds=0.2)
-    with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as cluster, ray_session(verbose=False) as session:
+    with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as nodes, ray_session(verbose=False) as session:
         session.connect()
         job = fake_job(str(tmp_path / "corpus"), str(tmp_path / "run"), make=placed, shard={"images": 4})
         pool = Pool(1, 1.0, 1, max_actors=3)
@@ -96,9 +98,9 @@ def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
             finished.append(summary["finished"])
             if len(finished) == 3:
                 for _ in range(2):
-                    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
-    nodes = Counter(note["node"] for note in placed.notes)
-    assert len(nodes) == 3
+                    nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
+    used = Counter(note["node"] for note in placed.notes)
+    assert len(used) == 3
     assert len(finished) == 75
     assert verify_run(job.run).whole
     alone, together = finished[2] - finished[0], finished[-1] - finished[-3]
@@ -121,7 +123,7 @@ def test_placement_by_accelerator_custom_resource_and_label(
             assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
 
 
-def test_a_run_brings_up_nodes_that_are_not_there_yet(
+def test_a_run_starts_nodes_through_the_autoscaler(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Ray's own autoscaler, with nodes that it starts on this machine: a head without CPUs, and no workers."""

@@ -1,4 +1,4 @@
-"""A real run on a real Ray, and what its metrics endpoint says about it."""
+"""The metrics of a real run, scraped from Ray's endpoint."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ IMAGES, BROKEN = 30, 5
 
 
 def scrape(address: str) -> tuple[dict[str, dict[str, float]], dict[str, list[str]]]:
-    """Name to {value of its own tag: sum over processes}; and name to the labels of its samples."""
+    """Name to {value of the metric's tag: sum over processes}; and name to the labels of its samples."""
     from prometheus_client.parser import text_string_to_metric_families
 
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
@@ -40,7 +40,7 @@ def scrape(address: str) -> tuple[dict[str, dict[str, float]], dict[str, list[st
 
 
 def run_and_scrape(folder: Path) -> dict[str, Any]:
-    """Label `folder`/images on a Ray of this process's own; return the metrics once all images are counted."""
+    """Label `folder`/images on a Ray started by this process; return the metrics once all images are counted."""
     import ray
 
     from cliper.pipeline.flow import label_corpus
@@ -77,7 +77,7 @@ def run_and_scrape(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """In a process of its own: this one may have a Ray already, with the metrics of other tests."""
+    """Scrape in a separate process: this one may have a Ray already, with the metrics of other tests."""
     folder = tmp_path_factory.mktemp("telemetry")
     write_corpus(folder / "images", IMAGES, broken_each=1)
     (folder / "images" / "part0" / "raise.jpg").write_bytes((folder / "images/part0/photo-00000.jpg").read_bytes())
@@ -94,7 +94,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def test_the_endpoint_tells_what_the_run_did(scraped: dict[str, Any]) -> None:
+def test_the_metrics_count_the_run(scraped: dict[str, Any]) -> None:
     metrics = scraped["metrics"]
     assert metrics["ray_cliper_images_total"] == {"ok": IMAGES - BROKEN, "failed": BROKEN + 1}
     causes = {"empty": 1, "not_an_image": 1, "corrupt": 1, "oversized": 1, "unsupported": 1, "RuntimeError": 1}
@@ -126,7 +126,7 @@ def selectors(node: Any) -> Iterator[Any]:
 
 
 def aggregations(node: Any) -> Iterator[Any]:
-    """Every `by (...)` of a parsed PromQL expression, with what is aggregated."""
+    """Every `by (...)` of a parsed PromQL expression, with the aggregated expression."""
     if type(node).__name__ == "AggregateExpr" and node.modifier is not None:
         yield node
     children = [getattr(node, name, None) for name in ("lhs", "rhs", "expr")]

@@ -1,4 +1,4 @@
-"""Actors compute with the weights of the run or not at all; and their refusals arrive as themselves."""
+"""Actors use exactly the weights of the run or refuse to start; their errors arrive unchanged."""
 
 import shutil
 from pathlib import Path
@@ -49,7 +49,7 @@ def job(hub: Hub, tiny_clip: Path, tmp_path: Path) -> Job:
 
 
 def first_shard(job: Job) -> tuple[SegmentShard, object]:
-    """What an actor does on its node: load, then label a shard."""
+    """Load and label a shard, as an actor does on its node."""
     entries = job.manifest.read_shard(job.run.storage, job.run.uri, 0)
     actor = SegmentShard(job.kind.make, job.config, job.classes, job.run, cpu_threads=1, driver="me")
     return actor, load_entries(job.run.storage, 0, entries, "image")
@@ -77,7 +77,7 @@ def test_a_node_with_an_empty_cache_fetches_the_commit_of_the_run(
 def test_a_node_with_another_commit_in_its_cache(
     hub: Hub, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its cache holds what the branch stands for now: never used; without a network the node refuses."""
+    """Its cache holds the branch's current commit, which must not be used; without a network the node refuses."""
     other = tmp_path / "other-cache"
     with connected(monkeypatch, hub.endpoint, other):
         job.kind.identity(hub_config("embedded:tiny"))
@@ -130,7 +130,7 @@ def test_the_command_refuses_before_anything_is_written(
 
 
 class Unavailable(Brightness):
-    """A segmenter that cannot be made."""
+    """A segmenter whose constructor fails."""
 
     def __init__(self, config: JobConfig, classes: ClassList) -> None:
         raise WeightsError("no weights on this node; copy them")

@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "scheduler config is a list": (lambda f: (f / SCHEDULER).write_text("[]"), "holds list, not an object"),
     "broken JSON": (lambda f: (f / "unet/config.json").write_text("{"), "unet/config.json cannot be read as JSON"),
     "truncated UNet": (lambda f: cut(f / UNET), f"{UNET} cannot be read"),
-    "truncated VAE": (lambda f: cut(f / VAE), "it is cut off or not a checkpoint"),
+    "truncated VAE": (lambda f: cut(f / VAE), "it is truncated or not a checkpoint"),
     "truncated text encoder": (lambda f: cut(f / TEXT), f"{TEXT} cannot be read"),
     "tensors missing": (lambda f: without(f / UNET, "mid_block"), "has no tensor 'mid_block"),
     "VAE without encoder": (lambda f: without(f / VAE, "encoder.conv_in"), "has no tensor 'encoder.conv_in"),
@@ -109,7 +109,7 @@ def test_faults_of_a_diffusers_folder(sd: Path, fault: str) -> None:
         checked(sd)
     assert message in str(caught.value)
     assert str(sd) in str(caught.value)
-    with pytest.raises(CliperError):  # and where it is loaded without a driver
+    with pytest.raises(CliperError):  # and if it is loaded without a driver
         DiffusionAttention(FGCConfig(model=str(sd)), CPU, torch.float32)
 
 
@@ -210,6 +210,6 @@ def test_faults_of_a_backbone(tiny_clip: Path, tmp_path: Path) -> None:
     refused("has no complete model_cfg")
     settings.write_text(json.dumps(content))
     cut(weights)
-    refused("open_clip_model.safetensors cannot be read .*cut off or not a checkpoint")
+    refused("open_clip_model.safetensors cannot be read .*truncated or not a checkpoint")
     weights.unlink()
     refused("no weights beside open_clip_config.json")

@@ -39,7 +39,7 @@ def test_values_of_several_layers_share_a_map() -> None:
         torch.testing.assert_close(together[layer], alone, atol=1e-6, rtol=1e-5)
 
 
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_modified() -> None:
     attention = random_attention()
     before = attention.clone()
     scaling = list(sinkhorn_rounds(attention, 3))[-1]

@@ -1,4 +1,4 @@
-"""Weights from the hub, against a local server that speaks its protocol: what is fetched, and what is said."""
+"""Weights from the hub, with a local server that implements its protocol: requests and messages."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ NOWHERE = "http://127.0.0.1:9"  # a port nothing listens on
 
 
 def refusal(model: str, revision: str | None = None, seconds: float = 3) -> str:
-    """The message for a model that cannot be had, and that it came at once."""
+    """The message for a model that cannot be fetched, after checking that it came at once."""
     began = time.perf_counter()
     with pytest.raises(WeightsError) as caught:
         resolve_diffusion(FGCConfig(model=model, revision=revision))
@@ -43,7 +43,7 @@ def test_a_wrong_id_with_a_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> N
     assert "is neither a folder on this machine nor a hub id" in refusal("a/b/c")
 
 
-def test_a_token_that_the_hub_does_not_know(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add("owner/sd", SD)
     monkeypatch.setenv("HF_TOKEN", "hf_expired")
     assert "refuses HF_TOKEN (401) for 'owner/sd'; set it to a valid token, or unset it" in refusal("owner/sd")
@@ -88,7 +88,7 @@ def test_without_an_answer_the_cache_is_used(hub: Hub, monkeypatch: pytest.Monke
     message = refusal("owner/other")
     assert "'owner/other' is not in the cache" in message
     assert {"no network": "cannot be reached (ConnectError)", "server error": "answers with error 503",
-            "offline": "is not asked, because HF_HUB_OFFLINE is set"}[trouble] in message  # fmt: skip
+            "offline": "is not contacted, because HF_HUB_OFFLINE is set"}[trouble] in message  # fmt: skip
     assert "or give a local path" in message
 
 
@@ -131,13 +131,13 @@ def test_a_broken_connection_is_resumed(hub: Hub, monkeypatch: pytest.MonkeyPatc
     assert [wanted for _, _, wanted in hub.requests if wanted] == ["bytes=200000-"]
 
 
-def test_a_download_that_breaks_off_says_what_the_next_one_does(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_download_explains_how_to_continue(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # its waits: 5 x 1 s
     hub.add("owner/sd", SD)
     hub.cut_after, hub.cuts = 500_000, 1000
     message = refusal("owner/sd")
-    assert "the download of 'owner/sd' broke off" in message
-    assert "complete files are kept, the one that broke off starts again from its beginning" in message
+    assert "the download of 'owner/sd' was interrupted" in message
+    assert "complete files are kept, the interrupted one restarts from its beginning" in message
     hub.cuts = 0
     hub.requests.clear()
     assert resolve_diffusion(FGCConfig(model="owner/sd")).folder.is_dir()

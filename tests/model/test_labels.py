@@ -63,7 +63,7 @@ def test_bands_equal_the_slow_formula(
 def test_the_presence_gate_holds_without_a_background_threshold(
     classes: int, normalize: bool, on_accelerator: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An accelerator upsamples the absent classes too, see `_candidates`; so is done here in their place."""
+    """An accelerator upsamples the absent classes too (see `_candidates`); this test does the same."""
     if on_accelerator:
         monkeypatch.setattr(module, "_candidates", lambda gated: torch.arange(len(gated)))
     refined, _ = random_scores(classes, 32, seed=classes)

@@ -1,4 +1,4 @@
-"""The field's protocol: several words per class, probabilities instead of gates, background as a class."""
+"""The mmseg protocol: several words per class, probabilities instead of gates, background as a class."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def config(tiny_clip, **labels):
     )
 
 
-def test_background_words_are_a_class_of_their_own(tiny_clip, photos):
+def test_background_words_are_a_separate_class(tiny_clip, photos):
     from cliper.model import CLIPer
 
     model = CLIPer.load(config(tiny_clip), ClassList.parse(["cat = cat | tabby", "cup"]))
@@ -82,7 +82,7 @@ def test_background_words_are_a_class_of_their_own(tiny_clip, photos):
     assert len(found.presence) == 2
 
 
-def test_synonyms_change_nothing_where_there_are_none(tiny_clip, photos):
+def test_without_synonyms_the_labels_are_unchanged(tiny_clip, photos):
     from cliper.model import CLIPer
 
     official = config(tiny_clip).model_copy(update={"labels": LabelConfig(background_threshold=0.3)})

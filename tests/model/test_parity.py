@@ -41,7 +41,7 @@ def test_refined_scores_may_differ_only_where_the_threshold_explains_it() -> Non
     difference[1, 7] = 0.01
     assert not refined_row("a", difference, bound, 0).ok  # no weight lies on the threshold there
     bound[1, 8] = 0.01
-    assert not refined_row("a", difference, bound, 1).ok  # the entry beside it
+    assert not refined_row("a", difference, bound, 1).ok  # the adjacent entry
     bound[1, 7] = 0.009
     row = refined_row("a", difference, bound, 2)
     assert row.ok

@@ -1,4 +1,4 @@
-"""Refinement: every fast way equals the formula on fresh random inputs."""
+"""Refinement: every fast path equals the formula on fresh random inputs."""
 
 import pytest
 import torch

@@ -54,7 +54,7 @@ def test_a_batch_scores_like_one_by_one(with_fgc: CLIPer, photos: list[np.ndarra
         alone = with_fgc.scores([image], ["abc"[i]])
         torch.testing.assert_close(together.coarse[i], alone.coarse[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(together.presence[i], alone.presence[0], atol=1e-4, rtol=0)
-        # A weight on the threshold inside FGC falls either way, and moves what the bound says.
+        # Rounding decides for a weight on FGC's threshold; the change stays within the bound.
         assert with_fgc.diffusion is not None
         layers, sharp = with_fgc.diffusion([image], ["abc"[i]]), with_fgc.config.fusion.attention_threshold
         bound, _ = flip_bound(alone.coarse[0], layers, sharp)
@@ -71,7 +71,7 @@ def test_masks_do_not_depend_on_neighbours_or_order(with_fgc: CLIPer, photos: li
 
 
 @pytest.mark.parametrize("fits", [1, 2])
-def test_a_batch_too_large_for_the_gpu_runs_in_halves(
+def test_a_batch_too_large_for_the_gpu_is_split(
     clip_only: CLIPer, photos: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, fits: int
 ) -> None:
     """Five images of one shape and one of another, batches of 4 that do not fit: the masks are those of `fits`."""
@@ -142,7 +142,7 @@ def test_extreme_shapes(clip_only: CLIPer, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 300), (64, 1), (2, 40_000)])
-def test_strips_are_seen_at_a_bounded_size(clip_only: CLIPer, shape: tuple[int, int]) -> None:
+def test_strips_are_resized_to_a_bounded_size(clip_only: CLIPer, shape: tuple[int, int]) -> None:
     height, width = clip_only.resized_shape(shape)
     assert max(height, width) == MAX_ASPECT * min(height, width) == MAX_ASPECT * 96
     image = np.full((*shape, 3), 127, np.uint8)

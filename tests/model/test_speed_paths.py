@@ -1,4 +1,4 @@
-"""Fast paths equal the plain formulas; the benchmark's official order computes what production computes."""
+"""Fast paths equal the plain formulas; the benchmark's official order equals the production code."""
 
 import pytest
 import torch

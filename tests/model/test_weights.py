@@ -68,7 +68,7 @@ def test_openai_archive(
     file = archive(state, tmp_path / "ViT.pt")
     model, _ = load_backbone(BackboneConfig(model="tiny-test-quickgelu", weights=str(file)), CPU, torch.float32)
     assert_loaded_equals(model, state, tolerance=1e-3)  # the archive is float16
-    assert caplog.text == ""  # open_clip warns of random weights where it loads none itself
+    assert caplog.text == ""  # open_clip warns of random weights if it loads none itself
     other, _ = load_backbone(BackboneConfig(model=f"local-dir:{tiny_clip}"), CPU, torch.float32)
     assert (model.visual.preprocess_cfg["mean"], model.visual.preprocess_cfg["std"]) == (  # type: ignore[index]
         other.visual.preprocess_cfg["mean"],  # type: ignore[index]
@@ -106,13 +106,13 @@ def test_towers_without_cls_token_are_refused() -> None:
         (BackboneConfig(model="embedded:huge"), "no embedded model 'huge'; there is: tiny"),
     ],
 )
-def test_missing_weights_say_what_there_is(config: BackboneConfig, message: str) -> None:
+def test_missing_weights_list_the_available_ones(config: BackboneConfig, message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         resolve_backbone(config)
 
 
 def test_no_network_is_one_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With the hub switched off, what is not in the cache cannot be had, and the message says what to do."""
+    """With the hub disabled, a file that is not in the cache is an error that names the remedy."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for resolve in (

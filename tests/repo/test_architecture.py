@@ -1,4 +1,4 @@
-"""Rules about the code that a reviewer would otherwise have to remember."""
+"""Rules about the code that reviewers would otherwise have to check."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ PACKAGES = {"pipeline": "pipeline", "cliper_model": "model", "jobs": "jobs"}  # 
 ALLOWED = {"model": {"model"}, "pipeline": {"pipeline", "model"}, "jobs": {"jobs", "pipeline", "model"}}
 FORBIDDEN_IN_MODEL = {"ray", "pyarrow", "fsspec", "s3fs", "typer"}
 ORDER = (  # of the packages inside pipeline/, from the ground up: each may import those before it
-    *("config", "errors", "parallel", "telemetry", "storage", "corpus", "run", "label", "flow"),
+    *("config", "errors", "extras", "parallel", "telemetry", "storage", "corpus", "run", "label", "flow"),
     *("report", "evaluate", "export", "review", "dataset", "results"),
 )
 FILES = [(package, path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -70,7 +70,8 @@ def test_modules_and_functions_stay_readable(package: str, path: Path) -> None:
     assert source.count("\n") <= 500, "is it still one subject?"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno <= 60, f"{node.name} is too long"
+            # A command's options are its parameters: what counts is the body.
+            assert (node.end_lineno or 0) - node.body[0].lineno <= 60, f"{node.name} is too long"
         assert not (isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"eval", "exec"})
 
 

@@ -141,7 +141,7 @@ def test_its_command_exists() -> None:
     load_classes(given["--classes"])
 
 
-def test_gpus_come_when_asked_for_and_keys_from_the_secret() -> None:
+def test_gpus_start_on_demand_and_keys_come_from_the_secret() -> None:
     cluster = job()["spec"]["rayClusterSpec"]
     head, [workers] = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
     assert head["rayStartParams"] == {"num-cpus": "0", "num-gpus": "0"}
@@ -152,7 +152,7 @@ def test_gpus_come_when_asked_for_and_keys_from_the_secret() -> None:
     assert (workers["minReplicas"], workers["maxReplicas"]) == (0, 4)
     entrypoint = job()["spec"]["entrypoint"]
     assert "--actors 1:4" in entrypoint
-    assert "--device cuda" in entrypoint  # with no node yet, nothing else says so
+    assert "--device cuda" in entrypoint  # with no node yet, it cannot be detected
     for container in (head_container, worker):
         secret = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in container["env"] if "valueFrom" in v}
         keys = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"}
@@ -173,7 +173,7 @@ def test_the_job_is_valid_under_kuberays_own_definition() -> None:
 
 
 def closed(schema: Any) -> Any:
-    """The same schema, refusing what it does not list; int-or-string is Kubernetes' own extension."""
+    """The same schema without additional fields; int-or-string is Kubernetes' own extension."""
     if isinstance(schema, list):
         return [closed(item) for item in schema]
     if not isinstance(schema, dict):

@@ -131,11 +131,13 @@ def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> 
         ("1: cat\n5: dog\n", "read as numbered classes, but the numbers are 1, 5"),
         ("- cat\ndog\n", "only some lines"),
         ("[cat, dog]", "read as JSON because of its first character"),
-        ('{"cat": 1}', "read as JSON, which is no list"),
+        ('{"cat": 1}', "read as JSON, but not a list"),
         ("[1, 2]", "1 is not a class name in quotes"),
     ],
 )
-def test_ambiguous_class_files_are_refused_with_what_was_understood(tmp_path: Path, text: str, words: str) -> None:
+def test_ambiguous_class_files_are_refused_with_the_form_they_were_read_as(
+    tmp_path: Path, text: str, words: str
+) -> None:
     file = tmp_path / "classes.txt"
     file.write_text(text)
     with pytest.raises(ClassListError, match=words):

@@ -1,4 +1,4 @@
-"""The README cannot drift: its commands and code are run, its links and make targets exist."""
+"""The README stays correct: its commands and code are run, its links and make targets exist."""
 
 import os
 import re
@@ -46,8 +46,8 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("command", list(dict.fromkeys(commands())))
-def test_commands_do_what_is_said(command: str, home: Path, environment: dict[str, str]) -> None:
-    """Real weights cannot be had without a network: then everything else must be right up to them."""
+def test_commands_of_the_readme_work(command: str, home: Path, environment: dict[str, str]) -> None:
+    """Real weights need a network: the command must reach the point of loading them."""
     done = subprocess.run(
         shlex.split(command), cwd=home, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -58,7 +58,7 @@ def test_commands_do_what_is_said(command: str, home: Path, environment: dict[st
         assert done.returncode == 0, done.stderr
 
 
-def test_python_reads_what_the_command_wrote(home: Path, environment: dict[str, str]) -> None:
+def test_python_of_the_readme_reads_the_run(home: Path, environment: dict[str, str]) -> None:
     [code] = blocks("python")
     assert (home / "build/photos/labels").is_dir(), "the first command writes it"
     code += "\nfrom datasets import load_dataset\nprint(mask.shape)\n"
@@ -80,7 +80,7 @@ def test_every_shipped_label_config_is_listed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
 

@@ -1,4 +1,4 @@
-"""One import name: what it offers and costs, and that nothing of a user's own is imported in its place."""
+"""One import name: its public names and import cost; modules in a user's folder are not imported instead."""
 
 import os
 import subprocess

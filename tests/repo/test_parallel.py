@@ -1,4 +1,4 @@
-"""Work ahead, and how many CPUs a container grants."""
+"""The ordered map with work ahead, and the CPU quota of containers."""
 
 import os
 from pathlib import Path

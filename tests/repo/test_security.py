@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, where no other test covers it."""
+"""The promises of SECURITY.md that no other test covers."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def config(tmp_path: Path) -> list[str]:
 def test_names_in_an_archive_cannot_leave_the_run_folder(
     tmp_path: Path, config: list[str], ray_address: str
 ) -> None:
-    """They become image ids, which are data: no file is named after one."""
+    """They become image ids, which are only data: no file is named after one."""
     names = ["../../../escaped.jpg", "/absolute/escaped.jpg", "a/../../escaped.jpg", "good.jpg"]
     place = tmp_path / "deep" / "place"
     place.mkdir(parents=True)

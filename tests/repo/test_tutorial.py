@@ -1,4 +1,4 @@
-"""The tutorial and the recipes are run as they stand, in order, with fewer images; the CLI page is current."""
+"""The tutorial and the recipes run as written, in order, with fewer images; the CLI page is current."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tools.cli_reference import PAGE, reference
 
 TUTORIAL, RECIPES = ROOT / "docs" / "TUTORIAL.md", ROOT / "docs" / "RECIPES.md"
 
-# The only differences between what a page says and what is run: fewer images.
+# The only differences between the pages and the commands run here: fewer images.
 FEWER = {"--count 240": "--count 6", "--count 60": "--count 2", "--count 20": "--count 3"}
 SHORT = ["--heldout", "2", "--epochs", "2"]  # added to examples.student
 
@@ -52,10 +52,10 @@ def command_line(line: str) -> list[str]:
 
 
 def follow(page: Path, home: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Do what a page says, block by block; yields (command, its output) before each next one.
+    """Run a page block by block; yields (command, its output) before each next one.
 
     bash is run line by line; a python, text or yaml block that begins with `# NAME` becomes that file, other
-    python is run. console shows what is not for this machine.
+    python is run. console blocks are not run.
     """
     for language, text in blocks(page):
         name = re.match(r"# ([\w.]+)\n", text)
@@ -100,7 +100,7 @@ def test_the_tutorial(home: Path, environment: dict[str, str]) -> None:
 
 
 def export_from_label_studio(folder: Path) -> None:
-    """What the editor would export: predictions taken over as annotations, in one of them a brush removed."""
+    """A simulated export of the editor: predictions as annotations, with a brush removed in one of them."""
     tasks = json.loads((folder / "tasks.json").read_text())
     for i, task in enumerate(tasks):
         regions = task.pop("predictions")[0]["result"][1 if i == 0 else 0 :]
@@ -145,5 +145,5 @@ def test_the_recipes_name_every_metric() -> None:
     assert set(re.findall(r"ray_(cliper_\w+)", text)) == set(METRICS)
 
 
-def test_the_cli_page_is_what_the_commands_say() -> None:
+def test_the_cli_page_is_current() -> None:
     assert PAGE.read_text(encoding="utf-8") == reference(), "run: python -m tools.cli_reference"

@@ -1,4 +1,4 @@
-"""What `pip install cliper` brings: built, installed elsewhere, and used far from the checkout."""
+"""The wheel: built, installed into another folder, and used outside the checkout."""
 
 import os
 import subprocess

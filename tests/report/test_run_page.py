@@ -1,4 +1,4 @@
-"""`cliper report`: its figures against plain counting, its page in a real browser."""
+"""`cliper report`: its figures equal plain counting, and its page works in a real browser."""
 
 import base64
 import html
@@ -32,7 +32,7 @@ from cliper.pipeline.report.images import mask_layer, palette_index
 from cliper.pipeline.report.page import duration, share
 from cliper.pipeline.report.run_images import read_pictures
 from cliper.pipeline.report.run_page import write_run_report
-from cliper.pipeline.report.run_stats import BINS, KINDS, PICKS, Pick, choose_shards, collect
+from cliper.pipeline.report.run_stats import BINS, PICKS, SAMPLED, Sampled, choose_shards, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import throughput
 from cliper.pipeline.run.folder import Run, read_run
@@ -65,7 +65,7 @@ class Unsure(Brightness):
 
 
 def turned_photo() -> bytes:
-    """A photograph of 80 x 48 that is to be seen turned by a quarter; in the file it brightens to the right."""
+    """A photograph of 80 x 48 with a quarter turn in EXIF; in the file it brightens to the right."""
     pixels = np.repeat(np.repeat(np.array([[20, 120, 150, 240]], np.uint8), 48, 0), 20, 1)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -127,7 +127,7 @@ def test_images_to_show_are_the_extremes_and_some_between(run: Run, label: int) 
     entries = entries_of(run, label)
     assert len(entries) > 3 * PICKS
     assert len({(pick.shard, pick.place) for pick in picks}) == len(picks), "each once"
-    by_kind = {kind: {(p.shard, p.place) for p in picks if p.kind == kind} for kind in KINDS}
+    by_kind = {kind: {(p.shard, p.place) for p in picks if p.kind == kind} for kind in SAMPLED}
     highest = sorted(entries, key=lambda entry: (-entry[0], *entry[1:]))[:PICKS]
     lowest = sorted(entries)[:PICKS]
     assert by_kind["most confident"] == {place[1:] for place in highest}
@@ -137,7 +137,7 @@ def test_images_to_show_are_the_extremes_and_some_between(run: Run, label: int) 
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 500), st.data())
-def test_a_sample_is_as_large_as_asked_and_no_larger(images: list[int], sample: int, data: st.DataObject) -> None:
+def test_a_sample_has_the_requested_size(images: list[int], sample: int, data: st.DataObject) -> None:
     manifest = Manifest([Part("part", 0, images)])
     done = data.draw(st.lists(st.sampled_from(range(len(images))), min_size=1, unique=True))
     chosen = choose_shards(manifest, sorted(done), sample)
@@ -148,7 +148,7 @@ def test_a_sample_is_as_large_as_asked_and_no_larger(images: list[int], sample: 
     assert sum(read) - max(read) < sample, "one shard less would not be enough"
 
 
-def test_a_large_run_is_sampled_and_says_so(run: Run, tmp_path: Path) -> None:
+def test_a_large_run_is_sampled_with_a_note(run: Run, tmp_path: Path) -> None:
     collected = write_run_report(run, str(tmp_path / "page.html"), 10)
     assert (len(collected.read), len(collected.done)) == (2, 6)
     page = (tmp_path / "page.html").read_text()
@@ -169,7 +169,7 @@ def test_throughput_is_that_of_the_files_without_the_pauses(run: Run, tmp_path: 
     assert sum(found.rates) * 40 / len(found.rates) == pytest.approx(found.images)
     write_run_report(run, str(tmp_path / "page.html"), 100)
     text = (tmp_path / "page.html").read_text()
-    assert "35 images in 40 s, 0.875 images/s on average; 1 pauses, 2 h 0 min in all, are left out" in text
+    assert "35 images in 40 s, 0.875 images/s on average; 1 pauses, 2 h 0 min in total, are not counted" in text
 
 
 def pixels_of(uri: str) -> np.ndarray:
@@ -186,7 +186,7 @@ def test_a_turned_photograph_and_its_mask_are_shown_upright(run: Run) -> None:
         for place, entry in enumerate(manifest.read_shard(STORAGE, run.uri, shard))
         if entry.image_id == "turned.jpg"
     ]
-    shown = read_pictures(run, manifest, [Pick(1, shard, place, "random")])[shard, place]
+    shown = read_pictures(run, manifest, [Sampled(1, shard, place, "random")])[shard, place]
     [row] = [row for row in rows_of(run) if row["image_id"] == "turned.jpg"]
     mask = unpack_mask(row)
     assert mask.shape == (48, 80)
@@ -204,7 +204,7 @@ def test_masks_above_255_classes_keep_a_colour() -> None:
     assert np.array_equal(pixels_of(mask_layer(labels)), palette_index(labels))
 
 
-def test_a_source_image_that_is_gone_leaves_its_mask_and_a_note(tmp_path: Path) -> None:
+def test_a_missing_source_image_leaves_its_mask_and_a_note(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 6)
     run = label_directly(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, CLASSES, Unsure)
     gone, other = sorted((tmp_path / "corpus").rglob("*.jpg"))[:2]
@@ -217,7 +217,7 @@ def test_a_source_image_that_is_gone_leaves_its_mask_and_a_note(tmp_path: Path) 
     assert page.count('class="mask"') > page.count('class="photo"') > 0
 
 
-def test_a_run_that_is_not_finished_says_so(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_a_note(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 20)
     started = label_directly(str(tmp_path / "corpus"), str(tmp_path / "run"), CONFIG, CLASSES, Unsure, shards=[])
     with pytest.raises(RunError, match="has no finished shard yet"):

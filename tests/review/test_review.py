@@ -1,4 +1,4 @@
-"""Pick, correct as Label Studio would, apply, read back: on disk and on S3."""
+"""Candidate, correct as Label Studio would, apply, read back: on disk and on S3."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
 from cliper.pipeline.dataset import MaskDataset
 from cliper.pipeline.errors import CliperError, ReviewError, RunError
 from cliper.pipeline.review.apply import apply_review
-from cliper.pipeline.review.select import pick, review_tasks
+from cliper.pipeline.review.select import review_tasks, select_images
 from cliper.pipeline.run.corrections import NO_CORRECTIONS, read_corrections, versions
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
@@ -85,22 +85,24 @@ def masks(run: Run, **options: Any) -> dict[str, np.ndarray]:
     return {row["image_id"]: unpack_mask(row) for table in tables for row in table.to_pylist()}
 
 
-def test_what_is_rare_or_doubtful_comes_first(tmp_path: Path) -> None:
+def test_rare_or_doubtful_masks_come_first(tmp_path: Path) -> None:
     write_corpus(tmp_path / "images", 12)
     run, _ = make_run(str(tmp_path / "images"), str(tmp_path / "run"), segmenter=Rare)
-    picks = pick(run, 12)
+    picks = select_images(run, 12)
     assert [found.image_id[-9:-4] for found in picks[:4]] == ["00007", "00000", "00001", "00002"]
     assert picks[0].rarity == pytest.approx(1 - np.log(2) / np.log(13))
     assert picks[0].doubt == pytest.approx(4 / 12)
     assert picks[1].doubt == pytest.approx(11 / 12)
     assert [found.score for found in picks] == sorted((found.score for found in picks), reverse=True)
-    assert pick(run, 3) == picks[:3]
-    assert [found.image_id for found in pick(run, 9, RowFilter(classes=("bright",)))] == [picks[0].image_id]
+    assert select_images(run, 3) == picks[:3]
+    assert [found.image_id for found in select_images(run, 9, RowFilter(classes=("bright",)))] == [
+        picks[0].image_id
+    ]
 
 
 def test_disagreement_with_another_run_counts(run: Run, tmp_path: Path) -> None:
     other, _ = make_run(run.identity["input_uri"], str(tmp_path / "other"), segmenter=Halves)
-    found = {p.image_id: p.disagreement for p in pick(run, 99, against=other)}
+    found = {p.image_id: p.disagreement for p in select_images(run, 99, against=other)}
     assert len(found) == 12
     for image_id, disagreement in found.items():
         mine = brightness_labels(decode((tmp_path / "images" / image_id).read_bytes(), 10**8).pixels)
@@ -108,21 +110,21 @@ def test_disagreement_with_another_run_counts(run: Run, tmp_path: Path) -> None:
         present = sorted(set(np.unique(mine)) | set(np.unique(theirs)))
         ious = [np.sum((mine == k) & (theirs == k)) / np.sum((mine == k) | (theirs == k)) for k in present]
         assert disagreement == pytest.approx(1 - np.mean(ious))
-    assert {p.disagreement for p in pick(run, 99, against=run)} == {0.0}
+    assert {p.disagreement for p in select_images(run, 99, against=run)} == {0.0}
 
 
 def test_runs_that_cannot_be_compared_are_refused(run: Run, tmp_path: Path) -> None:
     cut, _ = make_run(run.identity["input_uri"], str(tmp_path / "cut"), shard={"images": 7})
     with pytest.raises(ReviewError, match="in the same shard|has no shard"):
-        pick(run, 1, against=cut)
+        select_images(run, 1, against=cut)
     others = ClassList.parse(["a", "b", "c"])
     named, _ = make_run(run.identity["input_uri"], str(tmp_path / "named"), classes=others)
     with pytest.raises(ReviewError, match="have different classes"):
-        pick(run, 1, against=named)
+        select_images(run, 1, against=named)
 
 
 def test_tasks_hold_the_masks_and_the_reasons(run: Run) -> None:
-    picks = pick(run, 5)
+    picks = select_images(run, 5)
     tasks, before = review_tasks(run, picks), masks(run)
     assert [task["data"]["image_id"] for task in tasks] == [found.image_id for found in picks]
     for task, found in zip(tasks, picks, strict=True):
@@ -134,9 +136,9 @@ def test_tasks_hold_the_masks_and_the_reasons(run: Run) -> None:
         assert task["data"]["review"]["score"] == round(found.score, 4)
 
 
-def test_corrections_come_back_exactly_and_originals_stay(run: Run) -> None:
+def test_corrections_are_stored_exactly_and_originals_are_kept(run: Run) -> None:
     before = masks(run)
-    tasks = review_tasks(run, pick(run, 4))
+    tasks = review_tasks(run, select_images(run, 4))
     ids = [task["data"]["image_id"] for task in tasks]
     edited = np.roll(before[ids[0]], 7, axis=1)
     cancelled = annotated(tasks[2], np.zeros_like(edited), was_cancelled=True)
@@ -156,13 +158,13 @@ def test_corrections_come_back_exactly_and_originals_stay(run: Run) -> None:
     assert {c["name"]: c["pixels"] for c in row["classes"]} == {
         ("background", *NAMES)[k]: int(np.sum(edited == k)) for k in np.unique(edited)
     }
-    picked_next = {found.image_id for found in pick(run, 99)}
+    picked_next = {found.image_id for found in select_images(run, 99)}
     assert picked_next == set(before) - set(ids[:2])
-    assert {found.image_id for found in pick(run, 99, again=True)} == set(before)
+    assert {found.image_id for found in select_images(run, 99, again=True)} == set(before)
 
 
 def test_versions_add_up_and_the_same_export_is_stored_once(run: Run) -> None:
-    task = review_tasks(run, pick(run, 1))[0]
+    task = review_tasks(run, select_images(run, 1))[0]
     image_id, plain = task["data"]["image_id"], masks(run)
     first, second = np.zeros_like(plain[image_id]), np.full_like(plain[image_id], 3)
     exports = [json.dumps([annotated(task, labels)]).encode() for labels in (first, second)]
@@ -185,8 +187,8 @@ def masks_of(run: Run, keep: RowFilter) -> list[str]:
     return [image_id for table in tables for image_id in table["image_id"].to_pylist()]
 
 
-def test_the_last_annotation_and_the_last_brush_count(run: Run) -> None:
-    task = review_tasks(run, pick(run, 1))[0]
+def test_the_last_annotation_and_the_last_brush_win(run: Run) -> None:
+    task = review_tasks(run, select_images(run, 1))[0]
     plain = masks(run)[task["data"]["image_id"]]
     entry = annotated(task, np.full_like(plain, 1))
     left = np.zeros(plain.shape, bool)
@@ -203,7 +205,7 @@ def test_the_last_annotation_and_the_last_brush_count(run: Run) -> None:
 
 def test_a_turned_photograph_is_corrected_as_it_is_seen(tmp_path: Path) -> None:
     run, _ = make_run(str(PHOTOS), str(tmp_path / "run"))
-    [task] = [t for t in review_tasks(run, pick(run, 4)) if t["data"]["image_id"] == "coffee.jpg"]
+    [task] = [t for t in review_tasks(run, select_images(run, 4)) if t["data"]["image_id"] == "coffee.jpg"]
     region = task["predictions"][0]["result"][0]
     assert (region["original_width"], region["original_height"]) == (600, 400)  # the file's grid is 400 x 600
     seen = upright(masks(run)["coffee.jpg"], 6).copy()
@@ -212,8 +214,8 @@ def test_a_turned_photograph_is_corrected_as_it_is_seen(tmp_path: Path) -> None:
     assert np.array_equal(masks(run, corrections=read_corrections(run))["coffee.jpg"], to_file_grid(seen, 6))
 
 
-def test_what_does_not_fit_is_refused_and_nothing_is_written(run: Run) -> None:
-    task = review_tasks(run, pick(run, 1))[0]
+def test_mismatching_exports_are_refused_and_nothing_is_written(run: Run) -> None:
+    task = review_tasks(run, select_images(run, 1))[0]
     image_id = task["data"]["image_id"]
     shape = masks(run)[image_id].shape
     good, wide = np.ones(shape, np.uint8), np.ones((shape[0], shape[1] + 1), bool)
@@ -270,7 +272,7 @@ def test_the_commands_on_s3(tmp_path: Path, s3: S3Server, monkeypatch: pytest.Mo
     assert "it held these corrections already" in cliper("apply", run.uri, str(export))
     assert len(read_corrections(run).rows) == 2
     for arguments, message in (
-        (["pick", run.uri, "--output", f"{bucket}/tasks"], "is there already"),
+        (["pick", run.uri, "--output", f"{bucket}/tasks"], "exists already"),
         (["apply", run.uri, str(tmp_path / "none.json")], "does not exist"),
     ):
         with pytest.raises(CliperError, match=message):

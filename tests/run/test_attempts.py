@@ -12,7 +12,7 @@ def begin(folder: Path, driver: str) -> Attempts:
     return Attempts.begin(Storage(), str(folder), 0, driver)
 
 
-def test_two_deaths_under_one_driver_convict(tmp_path: Path) -> None:
+def test_an_image_with_two_deaths_under_one_driver_is_poison(tmp_path: Path) -> None:
     for _ in range(2):
         begin(tmp_path, "one").note("a.jpg")
     third = begin(tmp_path, "one")
@@ -21,14 +21,14 @@ def test_two_deaths_under_one_driver_convict(tmp_path: Path) -> None:
     assert not third.is_poison("b.jpg")
 
 
-def test_deaths_of_drivers_convict_nobody(tmp_path: Path) -> None:
+def test_deaths_of_drivers_are_not_counted(tmp_path: Path) -> None:
     for n in range(25):
         attempts = begin(tmp_path, f"driver {n}")
         assert (attempts.starts, attempts.careful, attempts.is_poison("a.jpg")) == (1, False, False)
         attempts.note("a.jpg")
 
 
-def test_a_conviction_outlives_its_driver(tmp_path: Path) -> None:
+def test_poison_is_remembered_after_its_driver_ends(tmp_path: Path) -> None:
     for _ in range(2):
         begin(tmp_path, "one").note("a.jpg")
     begin(tmp_path, "one").note("b.jpg")  # killed with its driver
@@ -44,7 +44,7 @@ def run_watched(seconds: float, body: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_hung_process_ends_and_says_where() -> None:
+def test_a_hung_process_ends_with_a_traceback() -> None:
     done = run_watched(0.3, "time.sleep(300)")
     assert done.returncode == 1
     assert 'File "<string>", line 4' in done.stderr

@@ -1,4 +1,4 @@
-"""Failed rows computed again: in their place, in order, once more counted; on a real Ray, killed on the way."""
+"""Failed rows are recomputed in place and recounted; on a real Ray, with interruptions."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def failed_of(run: Run, *error_types: str) -> dict[int, Failed]:
 
 
 def retry_small(run: Run, failed: dict[int, Failed], factory: Any = Brightness) -> None:
-    """What the flow does, without Ray."""
+    """Retry failed rows with the flow's stages, without Ray."""
     label_here(stored_job(run, factory), [Task(shard, chosen) for shard, chosen in failed.items()])
 
 
@@ -108,8 +108,8 @@ def rows(*status: str, mark: str = "old") -> pa.Table:
     )
 
 
-def test_rows_that_are_fine_are_never_replaced() -> None:
-    """A repeated task may find an image missing that it had labeled before."""
+def test_good_rows_are_never_replaced() -> None:
+    """A repeated task may find that an image it had labeled is now missing."""
     old, new = rows("ok", "failed", "failed", "poison"), rows("failed", "ok", mark="new")
     assert merge_rows(old, new).column("mark").to_pylist() == ["old", "new", "old", "old"]
     assert merge_rows(old, new.slice(0, 0)).equals(old)
@@ -117,7 +117,7 @@ def test_rows_that_are_fine_are_never_replaced() -> None:
 
 
 def test_chosen_types_on_ray(ray_local: None, tmp_path: Path) -> None:
-    """First the missing ones, which fail again; then all, with the file back and the poison cured."""
+    """First the missing ones, which fail again; then all, after the file is restored and the poison removed."""
     corpus = tmp_path / "corpus"
     write_corpus(corpus, 20, broken_each=1)
     (corpus / "part0" / "photo-00000.jpg").rename(corpus / "part0" / "kill.jpg")
@@ -169,7 +169,7 @@ def test_damaged_files_are_named_before_anything_is_done(tmp_path: Path) -> None
         failed_of(run)
 
 
-def test_counts_of_changed_shards_are_forgotten(tmp_path: Path) -> None:
+def test_counts_of_changed_shards_are_removed(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 10)
     run = label_small(tmp_path / "corpus", tmp_path / "run")
     names = ["voc/counts/shard-000000.parquet", "voc/counts/shard-000001.parquet", "voc/evaluation.json"]

@@ -9,7 +9,7 @@ from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.manifest import write_manifest
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import RunError
-from cliper.pipeline.run.folder import fingerprint, free_folder, identity_of, open_run, read_run
+from cliper.pipeline.run.folder import begin_run, fingerprint, free_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.storage.backend import Storage
 
@@ -22,18 +22,18 @@ def identity(classes: ClassList = CLASSES, **model: object) -> dict[str, object]
 
 
 def test_same_identity_continues(tmp_path: Path) -> None:
-    first = open_run(str(tmp_path / "run"), LOCAL, identity())
-    again = open_run(str(tmp_path / "run"), LOCAL, identity())
+    first = begin_run(str(tmp_path / "run"), LOCAL, identity())
+    again = begin_run(str(tmp_path / "run"), LOCAL, identity())
     assert first.fingerprint == again.fingerprint == read_run(str(tmp_path / "run"), LOCAL).fingerprint
     assert "hunter2" not in (tmp_path / "run" / "run.json").read_text()
 
 
 def test_other_settings_are_refused_by_key(tmp_path: Path) -> None:
-    open_run(str(tmp_path), LOCAL, identity())
+    begin_run(str(tmp_path), LOCAL, identity())
     with pytest.raises(RunError, match=r"model.labels.presence_threshold was 0.3, is now 0.5"):
-        open_run(str(tmp_path), LOCAL, identity(labels={"presence_threshold": 0.5}))
+        begin_run(str(tmp_path), LOCAL, identity(labels={"presence_threshold": 0.5}))
     with pytest.raises(RunError, match=r"classes.2 was \"dog\", is now \"fox\""):
-        open_run(str(tmp_path), LOCAL, identity(ClassList.parse(["cat", "fox"])))
+        begin_run(str(tmp_path), LOCAL, identity(ClassList.parse(["cat", "fox"])))
 
 
 def test_resources_are_no_part_of_the_identity() -> None:
@@ -44,15 +44,15 @@ def test_resources_are_no_part_of_the_identity() -> None:
 
 def test_class_order_is_part_of_the_identity(tmp_path: Path) -> None:
     """The same names in another order are other labels."""
-    open_run(str(tmp_path), LOCAL, identity(ClassList.parse(["cat", "dog"])))
+    begin_run(str(tmp_path), LOCAL, identity(ClassList.parse(["cat", "dog"])))
     with pytest.raises(RunError, match=r"classes.1 was \"cat\", is now \"dog\"; classes.2 was"):
-        open_run(str(tmp_path), LOCAL, identity(ClassList.parse(["dog", "cat"])))
+        begin_run(str(tmp_path), LOCAL, identity(ClassList.parse(["dog", "cat"])))
 
 
-def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
+def test_foreign_folders_are_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"is not empty and not a run folder \(it holds thesis.tex\)"):
-        open_run(str(tmp_path), LOCAL, identity())
+        begin_run(str(tmp_path), LOCAL, identity())
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunError, match=r"it has no run.json"):
         read_run(str(tmp_path), LOCAL)
@@ -62,11 +62,11 @@ def test_foreign_folders_are_left_alone(tmp_path: Path) -> None:
 def test_damaged_run_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(RunError, match="is damaged, or is not a run's identity"):
-        open_run(str(tmp_path), LOCAL, identity())
+        begin_run(str(tmp_path), LOCAL, identity())
 
 
 def test_pending_shards_by_name_alone(tmp_path: Path) -> None:
-    run = open_run(str(tmp_path), LOCAL, identity())
+    run = begin_run(str(tmp_path), LOCAL, identity())
     entries = [Entry(str(i), f"/{i}") for i in range(5)]
     manifest = write_manifest(entries, LOCAL, str(tmp_path), ShardConfig(images=1))
     assert run.pending_shards(manifest) == [0, 1, 2, 3, 4]
@@ -77,7 +77,7 @@ def test_pending_shards_by_name_alone(tmp_path: Path) -> None:
 
 
 def test_discard_takes_only_its_own_files(tmp_path: Path) -> None:
-    run = open_run(str(tmp_path), LOCAL, identity())
+    run = begin_run(str(tmp_path), LOCAL, identity())
     write_manifest([Entry("a", "/a")], LOCAL, str(tmp_path), ShardConfig())
     (tmp_path / "mine.txt").write_text("x")
     run.discard()
@@ -105,35 +105,37 @@ def test_discard_takes_only_its_own_files(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_whatever_decides_a_mask_is_part_of_the_identity(changed: dict[str, object], tmp_path: Path) -> None:
-    open_run(str(tmp_path), LOCAL, identity())
+def test_every_setting_that_affects_masks_is_part_of_the_identity(
+    changed: dict[str, object], tmp_path: Path
+) -> None:
+    begin_run(str(tmp_path), LOCAL, identity())
     with pytest.raises(RunError, match=f"model.{next(iter(changed))}"):
-        open_run(str(tmp_path), LOCAL, identity(**changed))
+        begin_run(str(tmp_path), LOCAL, identity(**changed))
 
 
 def test_weights_and_code_are_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    open_run(str(tmp_path), LOCAL, identity())
+    begin_run(str(tmp_path), LOCAL, identity())
     retrained = identity_of(JobConfig.model_validate({"model": {}}), CLASSES, "/in", {"backbone": "def"})
     with pytest.raises(RunError, match=r'weights.backbone was "abc", is now "def"'):
-        open_run(str(tmp_path), LOCAL, retrained)
+        begin_run(str(tmp_path), LOCAL, retrained)
     monkeypatch.setattr("cliper.pipeline.run.folder.version", lambda name: "9.9")
     with pytest.raises(RunError, match=r'cliper was "[\d.]+", is now "9.9"'):
-        open_run(str(tmp_path), LOCAL, identity())
+        begin_run(str(tmp_path), LOCAL, identity())
 
 
 def test_a_refusal_stays_readable(tmp_path: Path) -> None:
     """Two lists of 171 classes differ in 171 lines."""
-    open_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"class {i}" for i in range(171)])))
+    begin_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"class {i}" for i in range(171)])))
     with pytest.raises(RunError) as refused:
-        open_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"other {i}" for i in range(171)])))
+        begin_run(str(tmp_path), LOCAL, identity(ClassList.parse([f"other {i}" for i in range(171)])))
     assert "and 168 more. Continue it with its own settings" in str(refused.value)
     assert len(str(refused.value)) < 600
 
 
-def test_a_new_run_goes_to_a_free_folder_beside(tmp_path: Path) -> None:
+def test_a_new_run_uses_the_next_free_folder(tmp_path: Path) -> None:
     output = str(tmp_path / "masks")
     assert free_folder(output, LOCAL) == output
-    open_run(output, LOCAL, identity())
+    begin_run(output, LOCAL, identity())
     assert free_folder(f"{output}/", LOCAL) == f"{output}-2"
     (tmp_path / "masks-2").mkdir()
     assert free_folder(output, LOCAL) == f"{output}-2"
@@ -143,5 +145,5 @@ def test_a_new_run_goes_to_a_free_folder_beside(tmp_path: Path) -> None:
 
 def test_a_lease_alone_does_not_claim_a_folder(tmp_path: Path) -> None:
     with hold(str(tmp_path), LOCAL):
-        open_run(str(tmp_path), LOCAL, identity()).discard()
+        begin_run(str(tmp_path), LOCAL, identity()).discard()
     assert not list(tmp_path.iterdir())

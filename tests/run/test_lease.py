@@ -60,7 +60,7 @@ def strict_s3() -> Iterator[FaultyS3]:
         yield server
 
 
-def test_says_who_holds_it_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_lease_names_its_holder_and_is_removed(tmp_path: Path) -> None:
     with hold(str(tmp_path), LOCAL):
         content = json.loads((tmp_path / "lease.json").read_text())
         assert (content["pid"], content["host"]) == (os.getpid(), socket.gethostname())
@@ -77,9 +77,7 @@ def test_released_when_the_work_fails(tmp_path: Path) -> None:
 def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced_at_once(tmp_path: Path) -> None:
     other = holding(str(tmp_path))
     with (
-        pytest.raises(
-            LeaseError, match=f"is being worked on by process {other.pid} on {socket.gethostname()}, since"
-        ),
+        pytest.raises(LeaseError, match=f"is in use by process {other.pid} on {socket.gethostname()}, since"),
         hold(str(tmp_path), LOCAL),
     ):
         pass
@@ -92,14 +90,14 @@ def test_a_living_driver_is_not_disturbed_and_a_killed_one_is_replaced_at_once(t
     other.wait()
 
 
-def test_a_silent_driver_elsewhere_is_replaced_after_its_time(tmp_path: Path) -> None:
-    """Its clock is years ahead, which must not matter."""
+def test_a_silent_driver_on_another_machine_is_replaced_after_its_lifetime(tmp_path: Path) -> None:
+    """The other machine's clock is years ahead, which must not matter."""
     write_lease(str(tmp_path), renewed="2099-01-01T00:00:00+00:00")
     with hold(str(tmp_path), LOCAL):
         assert Holder.parse((tmp_path / "lease.json").read_bytes()).pid == os.getpid()
 
 
-def test_a_living_driver_elsewhere_is_noticed(tmp_path: Path) -> None:
+def test_a_living_driver_on_another_machine_is_detected(tmp_path: Path) -> None:
     over = threading.Event()
 
     def live() -> None:
@@ -110,7 +108,7 @@ def test_a_living_driver_elsewhere_is_noticed(tmp_path: Path) -> None:
     thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(LeaseError, match="is being worked on by process"), hold(str(tmp_path), LOCAL):
+        with pytest.raises(LeaseError, match="is in use by process"), hold(str(tmp_path), LOCAL):
             pass
     finally:
         over.set()
@@ -134,7 +132,7 @@ def test_a_driver_that_was_taken_over_stops(tmp_path: Path) -> None:
     ):
         write_lease(str(tmp_path))
         time.sleep(60)
-    assert Holder.parse((tmp_path / "lease.json").read_bytes()).id == "other"  # not ours to remove
+    assert Holder.parse((tmp_path / "lease.json").read_bytes()).id == "other"  # not removed
 
 
 def test_a_removed_lease_stops_the_driver(tmp_path: Path) -> None:
@@ -153,7 +151,7 @@ def test_renewed_for_as_long_as_it_is_held(tmp_path: Path) -> None:
 
 
 def race(uri: str, storage: Storage, drivers: int) -> int:
-    """Let `drivers` threads write a lease over what they find, at the same moment; how many were told "done"."""
+    """Let `drivers` threads replace the current lease at the same moment; returns the number that succeeded."""
     start = threading.Barrier(drivers)
 
     def write(number: int) -> bool:
@@ -170,7 +168,7 @@ def test_one_of_many_wins_on_a_local_disk(tmp_path: Path) -> None:
         assert race(str(tmp_path / "lease.json"), LOCAL, 8) == 1
 
 
-def test_one_of_many_wins_where_s3_keeps_conditions(strict_s3: FaultyS3) -> None:
+def test_one_of_many_wins_on_s3_with_conditions(strict_s3: FaultyS3) -> None:
     storage, uri = Storage(strict_s3.options), "s3://bucket/run/lease.json"
     for _ in range(3):  # the first creates, the others replace
         assert race(uri, storage, 6) == 1
@@ -181,7 +179,7 @@ def test_one_of_many_wins_where_s3_keeps_conditions(strict_s3: FaultyS3) -> None
 
 
 def test_a_repeated_put_is_not_mistaken_for_a_rival(strict_s3: FaultyS3) -> None:
-    """The first PUT arrives, its answer does not; the client's second one is refused because of the first."""
+    """The first PUT succeeds but its answer is lost; the client's retry is refused because of the first."""
     strict_s3.fail("PUT", "lease.json", "lost answer", times=1)
     storage = Storage(strict_s3.options)
     with hold("s3://bucket/run", storage):
@@ -197,7 +195,7 @@ def test_s3_without_conditions_reads_back(s3: S3Server, monkeypatch: pytest.Monk
     assert not decides(storage, f"{run}/lease.json", b"{}")
     storage.remove(f"{run}/lease.json")
 
-    def overwrite() -> None:  # a rival that looked before our lease was there
+    def overwrite() -> None:  # a rival that read before our lease was written
         while read_versioned(storage, f"{run}/lease.json") is None:
             time.sleep(0.01)
         time.sleep(0.3)

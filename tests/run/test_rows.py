@@ -1,4 +1,4 @@
-"""Reading a run back: what a filter keeps, compared with the slow, obvious loop over every row."""
+"""Reading a run back: filters keep the same rows as the slow, obvious loop over every row."""
 
 from collections.abc import Callable
 from typing import Any
@@ -75,7 +75,7 @@ def test_all_rows_are_all_columns_of_every_shard(run: Run) -> None:
     confidence=st.none() | st.sampled_from([0.0, 0.25, 0.5, 1.0]),
     area=st.none() | st.sampled_from([0.0, 0.05, 0.3, 1.0]),
 )
-def test_filters_keep_what_a_loop_keeps(
+def test_filters_keep_the_same_rows_as_a_loop(
     run: Run, statuses: tuple[str, ...], classes: tuple[str, ...], confidence: float | None, area: float | None
 ) -> None:
     keep = RowFilter(statuses, classes, confidence, area)
@@ -105,7 +105,7 @@ def test_sql_and_the_other_conditions_must_all_hold(run: Run) -> None:
     assert expected
 
 
-def test_columns_and_shards_that_were_asked_for(run: Run) -> None:
+def test_requested_columns_and_shards(run: Run) -> None:
     keep = RowFilter(min_confidence=0.5)
     [table] = read_tables(run, ["width", "image_id"], keep, shards=[1])
     assert table.column_names == ["width", "image_id"]
@@ -156,7 +156,7 @@ def test_mistakes_are_named_before_anything_is_read(run: Run, keep: RowFilter, m
         next(read_tables(Run("/nowhere", Storage(), run.identity), keep=keep))
 
 
-def test_sql_without_duckdb_says_how_to_get_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sql_without_duckdb_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
     with pytest.raises(FilterError, match=r"pip install 'cliper\[export\]'"):
         RowFilter(where="width > 1").check(class_names(run.identity))

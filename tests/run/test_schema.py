@@ -1,4 +1,4 @@
-"""Label shards as other tools see them."""
+"""Label shards can be read by other tools."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The status of runs that are listed, half done, at work, done, damaged; on disk and on S3."""
+"""The status of runs that are listed, half done, running, done or damaged; on disk and on S3."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from cliper.jobs.cli import app
 from cliper.jobs.status import describe
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.run.attempts import Attempts
-from cliper.pipeline.run.folder import Run, identity_of, open_run
+from cliper.pipeline.run.folder import Run, begin_run, identity_of
 from cliper.pipeline.run.lease import Holder, hold
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import read_status, recent_rate
@@ -51,11 +51,11 @@ def test_a_run_that_stopped_half_way(corpus: Path, tmp_path: Path) -> None:
     assert found.rate == pytest.approx((8 + 5) / 20)
     assert (found.last_write, found.seconds_left, found.driver, found.started) == (1020.0, None, None, ())
     text = describe(found, datetime.now(UTC))
-    assert "left      until somebody continues it" in text
+    assert "left      unknown: not running" in text
     assert "failed    5 (" in text
 
 
-def test_a_run_at_work(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_in_progress(corpus: Path, tmp_path: Path) -> None:
     run = label_small(corpus, tmp_path / "run", shards=[0, 1, 2])
     now = datetime.now(UTC)
     with hold(run.uri, run.storage):
@@ -74,7 +74,7 @@ def test_a_run_at_work(corpus: Path, tmp_path: Path) -> None:
     started = [(s.shard, s.starts, s.deaths, s.image) for s in found.started]
     assert started == [(3, 3, 2, "part0/photo-00000.jpg"), (4, 1, 0, None)]
     assert "left      about 0:00:42, until 2030-01-01 00:00 UTC" in text
-    assert "2 shards begun, 1 of them again after 2 deaths" in text
+    assert "active    2 shards, 1 of them restarted after an image's process died 2 times" in text
     assert read_status(run).state == "stopped"
 
 
@@ -86,11 +86,11 @@ def test_a_driver_that_died(corpus: Path, tmp_path: Path) -> None:
     assert found.state == "stopped"
     assert "the next command takes over" in describe(found, datetime.now(UTC))
     run.storage.write(f"{run.uri}/lease.json", b"{")
-    assert read_status(run).state == "running"  # nobody knows; the lease expires
+    assert read_status(run).state == "running"  # unknown; the lease expires
 
 
 def test_a_run_that_is_not_listed_yet(corpus: Path, tmp_path: Path) -> None:
-    run = open_run(str(tmp_path / "run"), Storage(), identity_of(JobConfig(), CLASSES, str(corpus), {}))
+    run = begin_run(str(tmp_path / "run"), Storage(), identity_of(JobConfig(), CLASSES, str(corpus), {}))
     found = read_status(run)
     assert (found.state, found.images, found.rate, found.failures) == ("not listed", 0, None, {})
     with hold(run.uri, run.storage):

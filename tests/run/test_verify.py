@@ -1,4 +1,4 @@
-"""Verification finds what it says it finds: every kind of damage is made on purpose, on a real run."""
+"""Verification finds every kind of damage, each made on purpose in a real run."""
 
 import io
 import json
@@ -199,7 +199,7 @@ def test_s3_with_an_upload_that_was_never_completed(original: Path, s3: S3Server
     assert [key for key, _ in incomplete_uploads(storage, "s3://verified")] == ["elsewhere/file"]
 
 
-def test_the_command_says_what_is_wrong(run: Run, tmp_path: Path) -> None:
+def test_the_command_prints_the_problems(run: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["verify", run.uri, "--processes", "1"])
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "whole     yes")
     file_of(run, 4).unlink()

@@ -1,4 +1,4 @@
-"""Storage: atomic writes, retries, refusals that say what to check, secrets that stay secret."""
+"""Storage: atomic writes, retries, refusals that name a remedy, secrets that stay secret."""
 
 import io
 import os
@@ -101,7 +101,7 @@ TRANSIENT = ["503 SlowDown", "429 TooManyRequests", "500 InternalError", "502 Ba
 
 
 @pytest.mark.parametrize("kind", [*TRANSIENT, "truncate"])
-def test_what_may_pass_is_tried_again(faulty: FaultyS3, kind: str) -> None:
+def test_transient_errors_are_retried(faulty: FaultyS3, kind: str) -> None:
     contents = written(faulty, ["bucket/a", "bucket/b"])
     storage = Storage(faulty.options)
     faulty.fail("GET", "", kind, times=3)
@@ -111,13 +111,13 @@ def test_what_may_pass_is_tried_again(faulty: FaultyS3, kind: str) -> None:
         contents["s3://bucket/a"],
         contents["s3://bucket/b"][3:9],
     ]
-    assert faulty.count("GET", "bucket/b") == 1  # only what failed is asked for again
+    assert faulty.count("GET", "bucket/b") == 1  # only failed requests are retried
     faulty.fail("GET", "list-type", kind, times=3)
     assert [name for name, _ in storage.list_files("s3://bucket")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", TRANSIENT)
-def test_writes_are_tried_again(faulty: FaultyS3, kind: str) -> None:
+def test_writes_are_retried(faulty: FaultyS3, kind: str) -> None:
     storage = Storage(faulty.options)
     faulty.fail("PUT", "bucket/new", kind, times=3)
     storage.write("s3://bucket/new", b"data")
@@ -128,7 +128,7 @@ def test_writes_are_tried_again(faulty: FaultyS3, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["503 SlowDown", "reset", "truncate"])
-def test_reads_inside_a_parquet_file_are_tried_again(faulty: FaultyS3, kind: str) -> None:
+def test_reads_inside_a_parquet_file_are_retried(faulty: FaultyS3, kind: str) -> None:
     buffer = io.BytesIO()
     table = pa.table({"x": list(range(100_000))})
     pq.write_table(table, buffer)
@@ -139,7 +139,7 @@ def test_reads_inside_a_parquet_file_are_tried_again(faulty: FaultyS3, kind: str
         assert pq.read_table(handle).equals(table)
 
 
-def test_a_stalled_body_is_given_up_and_asked_for_again(faulty: FaultyS3) -> None:
+def test_a_stalled_body_is_aborted_and_retried(faulty: FaultyS3) -> None:
     contents = written(faulty, ["bucket/a"])
     faulty.fail("GET", "bucket/a", "stall", times=1)
     assert Storage(faulty.options).read_many(["s3://bucket/a"], [None]) == [contents["s3://bucket/a"]]
@@ -154,7 +154,7 @@ def test_a_stalled_body_is_given_up_and_asked_for_again(faulty: FaultyS3) -> Non
         ("400 InvalidRequest", StorageError, "InvalidRequest it is"),
     ],
 )
-def test_what_cannot_pass_is_asked_for_once(
+def test_permanent_errors_are_not_retried(
     faulty: FaultyS3, kind: str, error: type[Exception], message: str
 ) -> None:
     written(faulty, ["bucket/a", "bucket/b"])
@@ -168,7 +168,7 @@ def test_what_cannot_pass_is_asked_for_once(
     assert faulty.count("GET", "") == 3
 
 
-def test_patience_is_bounded(faulty: FaultyS3) -> None:
+def test_the_time_for_retries_is_bounded(faulty: FaultyS3) -> None:
     contents = written(faulty, ["bucket/a", "bucket/b"])
     faulty.fail("GET", "bucket/a", "500 InternalError", times=10**6)
     storage = Storage(faulty.options)
@@ -193,9 +193,7 @@ def test_no_attempt_starts_late(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kind", ["403 ExpiredToken", "503 SlowDown"])
-def test_a_store_that_gives_nothing_ends_the_run_instead_of_failing_every_image(
-    faulty: FaultyS3, kind: str
-) -> None:
+def test_an_unavailable_store_ends_the_run_instead_of_failing_every_image(faulty: FaultyS3, kind: str) -> None:
     contents = written(faulty, [f"bucket/{i}" for i in range(5)])
     faulty.fail("GET", "", kind, times=10**6)
     with pytest.raises(StorageError, match="cannot access s3://bucket/0"):
@@ -216,7 +214,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_file(full_disk: Path) -> None:
     assert storage.read(str(full_disk / "run" / "small")) == b"x"
 
 
-def test_a_local_folder_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_without_permission_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **more: object) -> None:
         raise PermissionError(13, "Permission denied")
 

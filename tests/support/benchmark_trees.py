@@ -19,7 +19,7 @@ from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.manifest import write_manifest
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.evaluate.prepared import Prepared
-from cliper.pipeline.run.folder import Run, class_table, open_run
+from cliper.pipeline.run.folder import Run, begin_run, class_table
 from cliper.pipeline.run.masks import encode_png, pack_mask
 from cliper.pipeline.run.schema import COLUMNS, label_schema
 from cliper.pipeline.run.shards import write_shard
@@ -204,7 +204,7 @@ def coco_object_counted(root: Path) -> Truths:
 
 
 def coco_object_masks(root: Path) -> Truths:
-    """The official code's masks lie beside those of the training images."""
+    """The official code's masks lie in one folder with those of the training images."""
     truths = maps(["000000000139", "000000000285"], [0, 1, 12, 80, 255])
     for name, truth in truths.items():
         photo(root / f"coco2017/val2017/{name}.jpg")
@@ -279,7 +279,7 @@ def stored_run(
     """A finished labeling run with the given masks; `failed` is the id of an image without one."""
     storage = storage or Storage()
     classes = ClassList.parse(list(prepared.class_names))
-    run = open_run(
+    run = begin_run(
         uri, storage, {"classes": class_table(classes), "model": JobConfig().model_dump(mode="json")["model"]}
     )
     entries = [Entry(image_id, f"/nowhere/{image_id}.jpg") for image_id in predictions]

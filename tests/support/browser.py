@@ -27,7 +27,7 @@ PATIENCE = 120_000  # milliseconds; machines that run tests are busy
 
 
 class Watched:
-    """A page with everything it asked of the network and complained about."""
+    """A page with its network requests and console errors."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -67,11 +67,11 @@ def browser_page(size: tuple[int, int] = DESKTOP, dark: bool = False) -> Iterato
 
 
 def violations(page: Page) -> list[tuple[str, str]]:
-    """What axe-core finds: (rule id, element), one per element."""
+    """Violations found by axe-core: (rule id, element), one per element."""
     found = Axe().run(page).response["violations"]
     return [(rule["id"], " ".join(map(str, node["target"]))) for rule in found for node in rule["nodes"]]
 
 
 def open_file(watched: Watched, path: Path) -> None:
-    """Open a page from disk and wait until it stands still."""
+    """Open a page from disk and wait until it is idle."""
     watched.page.goto(path.as_uri(), wait_until="load")

@@ -1,4 +1,4 @@
-"""A run whose every mask is given: scenes and what is hard to export, under ids that are hard to name."""
+"""A run with given masks: scenes and masks that are hard to export, with ids that are hard to convert to names."""
 
 import io
 import zlib
@@ -60,7 +60,7 @@ class Given:
     kind: str = "JPEG"
 
     def file(self) -> bytes:
-        """Pixels that show the label in every channel, so that a turned image is noticed."""
+        """Pixels that encode the label in every channel, so that a rotated image is detected."""
         shade = (self.labels % 32 * 8).astype(np.uint8)
         exif = Image.Exif()
         exif[0x0112] = self.orientation
@@ -93,14 +93,14 @@ def scenes(count: int, classes: ClassList = CLASSES, hard_ids: Sequence[str] = H
 
 
 class Scripted:
-    """A segmenter that knows the answers, in the upright grid."""
+    """A segmenter that returns the given masks, in the upright grid."""
 
     def __init__(self, masks: Mapping[str, np.ndarray], classes: int) -> None:
         self.masks, self.classes = masks, classes
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         found = [segmentation(self.masks[image_id], self.classes) for image_id in image_ids]
-        # A confidence of its own for every image, so that filters have something to choose.
+        # A different confidence for every image, so that filters can select.
         shares = [zlib.crc32(image_id.encode()) % 100 / 100 for image_id in image_ids]
         return [replace(one, confidence=share, margin=share / 2) for one, share in zip(found, shares, strict=True)]
 

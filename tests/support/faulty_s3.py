@@ -1,4 +1,4 @@
-"""A small S3 server in memory that keeps conditions as AWS does and misbehaves on demand; takes any key."""
+"""A small S3 server in memory that honors conditions as AWS does and fails on demand; accepts any key."""
 
 import hashlib
 import socket
@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 
 @dataclass
 class Fault:
-    """What happens to requests of `method` whose path contains `part`, `times` times."""
+    """A fault for the next `times` requests of `method` whose path contains `part`."""
 
     method: str
     part: str
@@ -26,7 +26,7 @@ class Fault:
 
 
 class FaultyS3:
-    """Serves while the block runs. `requests` holds method and path of what arrived; `sent` counts the bytes."""
+    """Serves until the block ends. `requests` lists method and path of each request; `sent` counts the bytes."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -51,7 +51,7 @@ class FaultyS3:
         self._server.server_close()
 
     def fail(self, method: str, part: str, kind: str, times: int) -> None:
-        """Let the next `times` requests of `method` for paths with `part` go wrong."""
+        """Make the next `times` requests of `method` for paths with `part` fail."""
         self._faults.append(Fault(method, part, kind, times))
 
     def forgive(self, method: str) -> None:
@@ -68,7 +68,7 @@ class FaultyS3:
         return ""
 
     def struck(self) -> bool:
-        """Whether every fault asked for has happened."""
+        """Whether every requested fault has happened."""
         return all(not fault.times for fault in self._faults)
 
     def count(self, method: str, part: str) -> int:

@@ -1,4 +1,4 @@
-"""A head node started as a cluster's owner does: `ray start --head`."""
+"""A head node started by `ray start --head`."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ BIN = Path(sys.executable).parent
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held until all are known, so that they differ."""
+    """Free ports; all are held until all are known, so that they differ."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -28,7 +28,7 @@ PORTS = ("port", "dashboard-port", "dashboard-agent-listen-port", "ray-client-se
 
 
 class Head:
-    """A head node with a dashboard, in a process group, a folder and at ports of its own."""
+    """A head node with a dashboard, in a separate process group and folder, on free ports."""
 
     def __init__(self, folder: Path, *options: str, cpus: int = 3, **environment: str) -> None:
         ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
@@ -46,7 +46,7 @@ class Head:
             )
 
     def wait(self, seconds: float = 300) -> None:
-        """Until it takes jobs: the dashboard answers before its agent does."""
+        """Wait until the node accepts jobs: the dashboard answers before its agent does."""
         deadline = time.monotonic() + seconds
         while (tried := self.job("submit", "--", "true")).returncode:
             assert self.process.poll() is None, self.log.read_text()
@@ -54,7 +54,7 @@ class Head:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """At once: there is nothing to keep, and workers end with their raylet."""
+        """Kill the node: there is nothing to keep, and workers end with their raylet."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 

@@ -1,6 +1,6 @@
 """A small Hugging Face hub: repositories with commits, branches and gates, over the hub's HTTP protocol.
 
-Answers what huggingface_hub asks: /api/models/ID (with /revision/REV, /tree/REV, /refs) and HEAD and GET of
+Answers the requests of huggingface_hub: /api/models/ID (with /revision/REV, /tree/REV, /refs) and HEAD and GET of
 /ID/resolve/REV/FILE with the commit in a header, ranges, and the hub's error codes.
 """
 
@@ -68,7 +68,7 @@ class Hub:
         return repository
 
     def downloads(self) -> list[str]:
-        """Paths of the files whose content was asked for."""
+        """Paths of the files whose content was requested."""
         return [path for method, path, _ in self.requests if method == "GET" and "/resolve/" in path]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Jobs over a corpus with a segmenter of the test's own; the same stages as the flow, with or without Ray."""
+"""Jobs over a corpus with a test's segmenter; the same stages as the flow, with or without Ray."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.label.stages import Task, load_task, make_actor, write_task
-from cliper.pipeline.run.folder import identity_of, open_run
+from cliper.pipeline.run.folder import begin_run, identity_of
 from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import CLASSES, Brightness, kind
 
@@ -28,7 +28,7 @@ def fake_job(
     """A job over `corpus`, its manifest written, nothing labeled yet."""
     storage = storage or Storage()
     config = JobConfig.model_validate(settings)
-    run = open_run(output, storage, identity_of(config, classes, corpus, {}))
+    run = begin_run(output, storage, identity_of(config, classes, corpus, {}))
     manifest = read_manifest(storage, output)
     if manifest is None:
         manifest = write_manifest(list_entries(storage, corpus, config.input), storage, output, config.shard)
@@ -36,19 +36,19 @@ def fake_job(
 
 
 def this_ray() -> RaySession:
-    """The Ray this process is connected to; what an aborted test still holds is waited for."""
+    """The Ray of this process; waits for resources that an aborted test still holds."""
     session = RaySession(verbose=False, wait=60, held=ExitStack())
     session._connected = True
     return session
 
 
 def tasks_of(job: Job, most: int | None = None) -> list[Task]:
-    """What is left of a job, at most `most` shards."""
+    """Tasks for a job's pending shards, at most `most`."""
     return [Task(shard) for shard in job.run.pending_shards(job.manifest)[:most]]
 
 
 def label_here(job: Job, tasks: Sequence[Task] | None = None) -> None:
-    """Label tasks of a job, all that are left by default, in this process."""
+    """Label tasks of a job, by default all pending ones, in this process."""
     actor = make_actor(job, cpu_threads=1, driver="me")
     for task in tasks_of(job) if tasks is None else tasks:
         write_task(job, actor(load_task(job, task)), task.again is not None)

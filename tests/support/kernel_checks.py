@@ -1,9 +1,9 @@
-"""Checks of the Triton kernels on fresh random inputs: on CUDA where there is one, else in Triton's interpreter.
+"""Checks of the Triton kernels on fresh random inputs: on CUDA if available, else in Triton's interpreter.
 
 python -m tests.kernel_checks refinement
 python -m tests.kernel_checks fusion
 
-They run in a process of their own because Triton chooses its interpreter when it is first imported.
+They run in a separate process, because Triton selects its interpreter at import.
 """
 
 import os

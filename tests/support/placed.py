@@ -1,4 +1,4 @@
-"""A segmenter that notes where Ray put it: node, GPUs, CPUs."""
+"""A segmenter that records its placement by Ray: node, GPUs, CPUs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.support.fakes import Brightness
 
 @dataclass(frozen=True)
 class Placed:
-    """Makes Brightness segmenters; each leaves a file in `folder`. `seconds` is what an image takes."""
+    """Makes Brightness segmenters; each writes a file to `folder`. `seconds` is the time per image."""
 
     folder: str
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""The slow, obvious formulas: what the fast code must equal. Written from the description, one loop per sum."""
+"""Slow, obvious formulas that the fast code must equal, written from the description with one loop per sum."""
 
 import numpy as np
 import torch

@@ -1,7 +1,7 @@
-"""How far refined scores may move because an attention weight lies on the sharp threshold of FGC.
+"""A bound on the change of refined scores caused by attention weights on the sharp threshold of FGC.
 
-`weight >= threshold` decides about a whole summand. Where a weight equals the threshold up to rounding, machines
-decide differently, and both are right. The bound says which entries that can move, and by how much.
+`weight >= threshold` includes or drops a whole summand. If a weight equals the threshold up to rounding, machines
+decide differently, and both results are correct. The bound covers the affected entries and their possible change.
 """
 
 from collections.abc import Sequence

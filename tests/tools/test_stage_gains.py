@@ -56,7 +56,7 @@ def test_the_table_has_a_row_per_stage():
     assert len(table(rows).splitlines()) == len(STAGES) + 2
 
 
-def test_contact_sheet_shows_each_scene_in_four_pictures():
+def test_contact_sheet_shows_each_scene_in_four_images():
     sheet = draw_scenes(tiny_config(), count=2, side=64)
     assert sheet.width >= 2 * len(COLUMNS) * 64
     picture = np.asarray(sheet)

@@ -1,1 +1,1 @@
-"""Benchmarks as people download them, read one dataset family per module."""
+"""Readers of downloaded benchmarks, one dataset family per module."""

@@ -1,4 +1,4 @@
-"""What the dataset families share: samples, and checks whose messages say what to do."""
+"""Shared parts of the dataset families: samples, and checks whose messages name the remedy."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ IGNORE = 255  # of all eight benchmarks, which have at most 171 classes
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and how to get its ground truth.
+    """One image and a function that returns its ground truth.
 
     `truth` returns uint8 or uint16 [H, W]: 0 = background, k = class k of the class list, 255 = not counted.
-    `box` (left, top, right, bottom) cuts the image; `truth` is cut already.
+    `box` (left, top, right, bottom) crops the image; `truth` is already cropped.
     """
 
     image_id: str
@@ -58,7 +58,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def need_files(paths: Iterable[Path], what: str, where: str) -> list[Path]:
-    """Return `paths` if all of them are files. Raises DatasetError that counts and names what is missing."""
+    """Return `paths` if all of them are files. Raises DatasetError, which counts and names the missing ones."""
     wanted = list(paths)
     missing = [path for path in wanted if not path.is_file()]
     if missing:
@@ -70,16 +70,16 @@ def need_files(paths: Iterable[Path], what: str, where: str) -> list[Path]:
 
 
 def read_labels(path: Path) -> Labels:
-    """Read a label image of one channel (palette indices, 8- or 16-bit grey): uint8 or uint16 [H, W].
+    """Read a label image of one channel (palette indices, 8- or 16-bit grayscale): uint8 or uint16 [H, W].
 
-    Raises DatasetError for a colour image or an unreadable file.
+    Raises DatasetError for a color image or an unreadable file.
     """
     try:
         with Image.open(path) as image:
             if image.mode not in ("P", "L", "I;16", "I"):
                 raise DatasetError(
                     f"{path} is a {image.mode} image; labels need one channel of class numbers "
-                    "(a palette or grey PNG, not a coloured picture)"
+                    "(a palette or grayscale PNG, not a color image)"
                 )
             labels = np.asarray(image)
     except OSError as error:
@@ -88,7 +88,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def lookup(mapping: dict[int, int], size: int = 256, rest: int = IGNORE) -> npt.NDArray[np.uint8]:
-    """A table [size] that takes `mapping`'s keys to its values and everything else to `rest`."""
+    """A table [size] that maps `mapping`'s keys to its values and everything else to `rest`."""
     table = np.full(size, rest, dtype=np.uint8)
     for source, target in mapping.items():
         table[source] = target

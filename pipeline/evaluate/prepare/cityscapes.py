@@ -59,7 +59,7 @@ def _reader(file: Path, kind: str, box: tuple[int, int, int, int] | None) -> Cal
     table, allowed = _TABLES[kind]
 
     def read() -> Labels:
-        """Labels [H, W] of `file`, cropped to `box`. Raises DatasetError for an id that is not published."""
+        """Labels [H, W] of `file`, cropped to `box`. Raises DatasetError for an unknown id."""
         ids = read_labels(file)
         unknown = sorted(set(np.unique(ids).tolist()) - set(allowed) - {IGNORE})
         if unknown:

@@ -88,14 +88,14 @@ def _from_maps(root: Path, published: np.ndarray, counted: np.ndarray) -> Iterat
 
 def _mapped(file: Path, table: np.ndarray, allowed: set[int]) -> Callable[[], Labels]:
     def read() -> Labels:
-        """Labels [H, W] of `file` by `table`. Raises DatasetError for a label that is not published."""
+        """Labels [H, W] of `file`, mapped by `table`. Raises DatasetError for an unknown label."""
         numbers = read_labels(file)
         if numbers.dtype != np.uint8:
             raise DatasetError(f"{file} is {numbers.dtype}; COCO-Stuff label maps are 8-bit PNGs")
         unknown = sorted(set(np.unique(numbers).tolist()) - allowed)
         if unknown:
             raise DatasetError(
-                f"{file} holds {unknown[0]}, which is no label of this form of COCO-Stuff; original files "
+                f"{file} holds {unknown[0]}, which is not a label of this kind of COCO-Stuff; original files "
                 f"(category - 1, to 181) belong in {STUFF[0]}, those with classes 0 to 170 in {COUNTED[0]}"
             )
         return np.asarray(table[numbers])
@@ -120,7 +120,7 @@ def _from_instances(root: Path) -> Iterator[Sample]:
         yield Sample(picture.stem, picture, partial(_draw, entry, regions[entry["id"]], classes))
 
 
-_FIELDS: dict[str, dict[str, Any]] = {  # what is read of every entry
+_FIELDS: dict[str, dict[str, Any]] = {  # the fields that every entry must have
     "images": {"id": int, "file_name": str, "height": int, "width": int},
     "categories": {"id": int},
     "annotations": {"id": int, "image_id": int, "category_id": int, "area": (int, float)},
@@ -128,7 +128,7 @@ _FIELDS: dict[str, dict[str, Any]] = {  # what is read of every entry
 
 
 def _read_instances(file: Path) -> dict[str, Any]:
-    """The content of an instances json, every entry of which has its fields. Raises DatasetError."""
+    """The content of an instances JSON file, with the fields of every entry checked. Raises DatasetError."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -159,7 +159,7 @@ def _check_region(region: dict[str, Any], classes: dict[int, int], file: Path) -
     shape = region.get("segmentation")
     if isinstance(shape, dict):
         usable = isinstance(shape.get("counts"), (list, str)) and isinstance(shape.get("size"), list)
-    else:  # a list of four numbers would pass for a box
+    else:  # a list of four numbers would be read as a box
         usable = isinstance(shape, list) and len(shape) > 0 and all(map(_is_polygon, shape))
     if not usable:
         raise DatasetError(
@@ -174,9 +174,9 @@ def _is_polygon(points: Any) -> bool:
 
 
 def _draw(image: dict[str, Any], regions: list[dict[str, Any]], classes: dict[int, int]) -> Labels:
-    """Paint the instances, large ones first, so that what lies in front of something larger stays visible.
+    """Draw the instances, large ones first, so that a small object in front of a larger one stays visible.
 
-    Crowd regions are painted like any other: their pixels do show the class.
+    Crowd regions are drawn like any other: their pixels do show the class.
     """
     from pycocotools import mask as coco
 

@@ -1,7 +1,7 @@
 """PASCAL Context (Mottaghi et al., CVPR 2014): 59 frequent classes out of 459, on VOC 2010 images.
 
-Three forms are about: the authors' .mat label maps with 459 classes, the "detail" json with run-length masks, and
-PNGs that were converted already. Category numbers are the same in the first two.
+Three formats are in circulation: the authors' .mat label maps with 459 classes, the "detail" JSON with run-length
+masks, and converted PNGs. Category numbers are the same in the first two.
 """
 
 import json
@@ -36,7 +36,7 @@ CATEGORIES = (
     104, 105, 113, 115, 144, 158, 159, 162, 187, 189, 207, 220, 232, 258, 259, 260, 284, 295, 296, 308,
     324, 326, 347, 349, 354, 355, 360, 366, 368, 397, 415, 416, 420, 424, 427, 440, 445, 454, 458,
 )  # fmt: skip
-# Any of the other 400 classes is background.
+# The other 400 classes are background.
 _TABLE = lookup({number: k for k, number in enumerate(CATEGORIES, 1)}, size=460, rest=0)
 
 
@@ -51,7 +51,7 @@ def _from_mat(root: Path, home: Path, images: Path) -> Iterator[Sample]:
     options = ["trainval", "VOCdevkit/VOC2010/trainval", "VOC2010/trainval", "pascal-context/trainval"]
     folder = need_folder(root, options, "PASCAL Context labels (.mat)", WHERE)
     split = need_file(home / "ImageSets/Main/val.txt", "VOC 2010 validation list", WHERE)
-    # The list is that of all VOC tasks; the images of Context are those that have a label map.
+    # The list covers all VOC tasks; the images of Context are those that have a label map.
     every = [(name, folder / f"{name}.mat") for name in read_list(split)]
     labeled = [(name, file) for name, file in every if file.is_file()]
     if not labeled:
@@ -107,7 +107,7 @@ def _read_detail(file: Path) -> dict[str, Any]:
 
 
 def _draw(image: dict[str, Any], regions: list[dict[str, Any]], source: str) -> Labels:
-    """Paint the regions in the file's order, as the Detail API does."""
+    """Draw the regions in the file's order, as the Detail API does."""
     from pycocotools import mask as coco
 
     numbers = np.zeros((image["height"], image["width"]), dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""A data set of your own: images/, labels/ with one PNG of class numbers per image, and classes.txt."""
+"""The user's own dataset: images/, labels/ with one PNG of class numbers per image, and classes.txt."""
 
 from collections.abc import Iterator
 from functools import partial

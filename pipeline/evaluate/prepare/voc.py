@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012 segmentation: palette PNGs, or the grey ones of SegmentationClassAug (SBD, Hariharan et al.)."""
+"""PASCAL VOC 2012 segmentation: palette PNGs, or grayscale SegmentationClassAug (SBD, Hariharan et al.)."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -38,7 +38,7 @@ def samples(root: Path, labels: str) -> Iterator[Sample]:
 
 
 def _check_borders(files: Sequence[Path]) -> None:
-    """Raise DatasetError if objects have no border: published labels have one, of 255, which is not counted."""
+    """Raise DatasetError if objects have no border: in published labels it is 255, which is not counted."""
     if not any((read_labels(file) == IGNORE).any() for file in files):
         raise DatasetError(
             f"{files[0].parent}: none of {len(files)} files holds {IGNORE}, the border between objects; in this "

@@ -1,4 +1,4 @@
-"""Write the prepared form of a benchmark (prepared.py says what it is)."""
+"""Write the prepared form of a benchmark, which prepared.py describes."""
 
 import hashlib
 import io
@@ -39,7 +39,7 @@ def prepare(
 ) -> Prepared:
     """Read the benchmark `name` below the local folder `root` and write its prepared form to `out`.
 
-    `allow_partial` accepts fewer images than published; the result then says so. `copy_images` copies the images
+    `allow_partial` accepts fewer images than published and marks the results. `copy_images` copies the images
     to `out` as well, so that other machines can read them. Raises DatasetError.
     """
     dataset = find_dataset(name)
@@ -83,7 +83,7 @@ def _check_count(dataset: Dataset, form: str, found: int, root: Path, allow_part
     if expected and found != expected and not allow_partial:
         raise DatasetError(
             f"{dataset.title}: found {found} images with ground truth in {root}, expected {expected}. "
-            f"Get the rest: {dataset.where}. To go on with what is there, add --allow-partial"
+            f"Get the rest: {dataset.where}. To continue without them, add --allow-partial"
         )
 
 
@@ -104,7 +104,7 @@ class _Writer:
         ordered = sorted(found, key=lambda sample: sample.image_id)
         twice = [a.image_id for a, b in itertools.pairwise(ordered) if a.image_id == b.image_id]
         if twice:
-            raise DatasetError(f"two images are called '{twice[0]}'; names must differ without their ending")
+            raise DatasetError(f"two images are called '{twice[0]}'; names must differ without their extension")
         rows, digests = [], []
         with ThreadPoolExecutor(cpus()) as pool:
             for row, digest in pool.map(self._write_one, ordered):
@@ -142,7 +142,7 @@ class _Writer:
             )
 
     def _image(self, sample: Sample) -> str:
-        """Where the image is to be read from; cut or copied first if need be."""
+        """The URI to read the image from; the image is cut or copied first if necessary."""
         if sample.box is not None:
             name = f"images/{sample.image_id}.png"
             self.storage.write(join(self.out, name), _cut(sample.image, sample.box))

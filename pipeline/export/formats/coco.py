@@ -35,7 +35,7 @@ def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -
             {
                 "category_id": label,
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                # One at a time: pycocotools 2.0.11 fails on lists of more than 255.
+                # One at a time, because pycocotools 2.0.11 fails on lists of more than 255.
                 "area": int(coco.area(rle)),
                 "bbox": coco.toBbox(rle).tolist(),
                 "iscrowd": 0,
@@ -46,7 +46,7 @@ def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -
 
 
 def _image(item: Item, folder: Folder) -> dict[str, Any]:
-    """The part of a record that becomes COCO's `images` entry; copies the image if it is wanted."""
+    """COCO's `images` entry of a record; copies the image if requested."""
     file_name = item.uri
     if item.image is not None:
         file_name = f"images/{item.name}{item.image_ending}"
@@ -128,5 +128,5 @@ def _panoptic_finish(records: Records, folder: Folder, plan: Plan) -> None:
     _write_dataset(records, folder, plan, "panoptic.json", annotations)
 
 
-COCO = Exporter(_coco_shard, _coco_finish)
-PANOPTIC = Exporter(_panoptic_shard, _panoptic_finish)
+COCO = Exporter(_coco_shard, _coco_finish, needs=("pycocotools", "scipy"))
+PANOPTIC = Exporter(_panoptic_shard, _panoptic_finish, needs=("scipy",))

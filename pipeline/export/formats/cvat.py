@@ -2,7 +2,7 @@
 
 annotations.xml    upload to a task whose images have the same names; masks are in the upright grid CVAT shows
 labels.json        paste as the task's raw labels
-images/NAME.jpg    the images, where they are copied
+images/NAME.jpg    the images, if copied
 """
 
 import json
@@ -15,7 +15,7 @@ from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, h
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.runlength import runs
 
-_NEIGHBOURS = np.ones((3, 3), int)  # a region holds together over corners
+_NEIGHBOURS = np.ones((3, 3), int)  # 8-connected
 
 
 def region_masks(labels: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
@@ -37,7 +37,7 @@ def region_masks(labels: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray
 
 
 def region_rle(mask: np.ndarray) -> list[int]:
-    """CVAT's code of a bool [h, w]: lengths of runs in row order, zeros first (maybe 0 of them)."""
+    """CVAT's code of a bool [h, w]: lengths of runs in row order, starting with zeros (possibly 0 of them)."""
     _, lengths, values = runs(mask.ravel())
     counts: list[int] = lengths.tolist()
     return [0, *counts] if values[0] else counts
@@ -114,4 +114,6 @@ def _check(plan: Plan) -> None:
         refuse_unprintable(name, "class name")
 
 
-CVAT = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, check=_check)
+CVAT = Exporter(
+    _shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, needs=("scipy",), check=_check
+)

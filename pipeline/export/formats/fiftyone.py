@@ -2,9 +2,9 @@
 
     fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.LegacyFiftyOneDataset)
 
-metadata.json, samples.json           the form that describes itself and is read by every version of FiftyOne
-fields/segmentation/NAME.png          grey labels (a palette would be read as colours), 16-bit above 254 classes
-data/NAME.jpg                         the images, where they are copied; else samples name their URIs
+metadata.json, samples.json           the self-describing form that every version of FiftyOne reads
+fields/segmentation/NAME.png          grayscale labels (a palette would be read as colors), 16-bit above 254
+classes data/NAME.jpg                         the images, if copied; else samples name their URIs
 """
 
 import io

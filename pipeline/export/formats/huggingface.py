@@ -1,7 +1,7 @@
 """A Hugging Face dataset folder: one Parquet file per shard and a README.md with the features.
 
-data/shard-000000.parquet       image_id, mask (an image), image (where images are copied), and the row's metadata
-README.md                       the dataset card; `load_dataset(FOLDER)` needs nothing else
+data/shard-000000.parquet       image_id, mask (an image), image (if images are copied), and the row's metadata
+README.md                       the dataset card; `load_dataset(FOLDER)` needs no other file
 """
 
 import itertools
@@ -19,11 +19,11 @@ from cliper.pipeline.run.schema import COLUMNS, MASK, hf_features
 
 _ROW_GROUP = 100  # rows; the Hub's viewer reads a row group at a time
 _LEFT_OUT = ("mask_codec", "run_fingerprint")  # the mask is PNG here, and the card names the run
-_LISTED = 1000  # classes the card spells out; longer lists are in classes.json only
+_LISTED = 1000  # classes listed in the card; longer lists are in classes.json only
 
 
 def features(plan: Plan) -> dict[str, Any]:
-    """The columns' types as Hugging Face's features."""
+    """The column types as Hugging Face features."""
     found = {name: kind for name, kind in hf_features("png").items() if name not in _LEFT_OUT}
     return ({"image": {"_type": "Image"}} if plan.images else {}) | found
 
@@ -63,7 +63,7 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
 
 
 def card(plan: Plan, images: int) -> str:
-    """The dataset card: YAML that the Hub reads, and what a person should know."""
+    """The dataset card: YAML for the Hub, and a description for readers."""
     header = {
         "task_categories": ["image-segmentation"],
         "tags": ["cliper", "pseudo-labels"],
@@ -83,13 +83,13 @@ def card(plan: Plan, images: int) -> str:
 - Run: `{plan.run_uri}`, fingerprint `{plan.fingerprint}`
 - `mask`: a PNG of labels at the image's size. 0 is background or unknown; {plan.ignore_value} is never written and
   free for trainers to ignore. Pixels are in the file's own grid: EXIF orientation is not applied.
-- `image`: {"the source, its orientation tag reset" if plan.images else "not copied; `uri` says where it was"}
+- `image`: {"the source, its orientation tag reset" if plan.images else "not copied; `uri` is its address"}
 - Classes (also in `classes.json`): {classes}{rest}
 """
 
 
 def _card_features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Features in the card's own form: a list of {name, dtype | list | struct}."""
+    """Features in the form of a dataset card: a list of {name, dtype | list | struct}."""
     return [{"name": name, **_card_type(kind)} for name, kind in found.items()]
 
 

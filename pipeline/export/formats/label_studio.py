@@ -2,7 +2,7 @@
 
 tasks/000000.json    import these; masks are in the image's upright grid, as the editor shows it
 config.xml           paste as the project's labeling interface
-images/NAME.jpg      the images, where they are copied
+images/NAME.jpg      the images, if copied
 """
 
 import hashlib
@@ -45,8 +45,10 @@ def results(labels: np.ndarray, class_names: Sequence[str], key: str) -> list[di
 
 
 def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str], image_url: str) -> dict[str, Any]:
-    """A task with its prediction. `labels` must be in the grid the editor shows: turn them by the row's EXIF
-    orientation (`cliper.pipeline.corpus.decode.upright`) where the image at `image_url` has one."""
+    """A task with its prediction. `labels` must be in the grid that the editor shows.
+
+    If the image at `image_url` has an EXIF orientation, apply it first (`cliper.pipeline.corpus.decode.upright`).
+    """
     return {
         "data": {"image": image_url, "image_id": row["image_id"], "uri": row["uri"]},
         "predictions": [
@@ -60,7 +62,7 @@ def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str],
 
 
 def image_url(uri: str) -> str:
-    """What the editor loads: a web or bucket address as it is, a local file through Label Studio's file server."""
+    """The address for the editor: web and bucket URIs unchanged, local files via Label Studio's file server."""
     if not is_local(uri):
         return uri
     return f"/data/local-files/?d={quote(uri.removeprefix('file://').lstrip('/'))}"

@@ -1,7 +1,7 @@
-"""PASCAL VOC's folders, as mmsegmentation and torchvision read them.
+"""PASCAL VOC's folders, in the layout of mmsegmentation and torchvision.
 
-JPEGImages/NAME.jpg                    the images, where they are copied
-SegmentationClass/NAME.png             labels in VOC's palette; 16-bit grey above 254 classes
+JPEGImages/NAME.jpg                    the images, if copied
+SegmentationClass/NAME.png             labels in VOC's palette; 16-bit grayscale above 254 classes
 ImageSets/Segmentation/train.txt       names, one per line; and val.txt
 classes.txt                            line k (from 0) names label k: background first
 """

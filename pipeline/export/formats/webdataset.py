@@ -1,4 +1,4 @@
-"""WebDataset: one tar per shard with NAME.mask.png, NAME.json and, where images are copied, NAME.jpg.
+"""WebDataset: one tar per shard with NAME.mask.png, NAME.json and, if images are copied, NAME.jpg.
 
 index.json lists the tars and their numbers of samples (the `wids` form); classes.json names the labels.
 """
@@ -32,7 +32,7 @@ def _metadata(item: Item) -> dict[str, object]:
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # its time is 0: the same samples are the same bytes
+    member = tarfile.TarInfo(name)  # the time is 0, so that the same samples give the same bytes
     member.size = len(data)
     tar.addfile(member, BytesIO(data))
 

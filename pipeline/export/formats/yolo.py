@@ -1,6 +1,6 @@
 """Ultralytics YOLO segmentation: polygons in text files. Class k - 1 is label k; unlabeled pixels have no line.
 
-images/{train,val}/NAME.jpg     the images, where they are copied
+images/{train,val}/NAME.jpg     the images, if copied
 labels/{train,val}/NAME.txt     one polygon per line: class x y x y ..., as shares of width and height
 data.yaml
 """
@@ -10,16 +10,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import yaml
 
-from cliper.pipeline.errors import ExportError
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.polygons import polygons
 
-_DECIMALS = 7  # a pixel's centre is then exact to a hundredth of a pixel in any image up to 65,535 pixels
+_DECIMALS = 7  # exact to a hundredth of a pixel in images of up to 65,535 pixels
 
 
 def polygon_lines(labels: np.ndarray) -> Iterator[str]:
-    """A line per region of every label but 0 of [H, W]. Vertices are pixel centres, so (x + 0.5) / W."""
+    """A line per region of every label but 0 of [H, W]. Vertices are pixel centers, so (x + 0.5) / W."""
     height, width = labels.shape
     for label, points in polygons(labels):
         shares = (points + 0.5) / (width, height)
@@ -41,11 +40,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
     folder.write("data.yaml", yaml.safe_dump(content, allow_unicode=True, sort_keys=False).encode())
 
 
-def _check(plan: Plan) -> None:
-    try:
-        import cv2  # noqa: F401
-    except ImportError as error:
-        raise ExportError("polygons need OpenCV: pip install 'cliper[export]'") from error
-
-
-YOLO = Exporter(_shard, _finish, splits=True, needs_images=True, check=_check)
+YOLO = Exporter(_shard, _finish, splits=True, needs_images=True, needs=("cv2", "scipy"))
