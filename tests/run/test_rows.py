@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliper.model.errors import CliperError
 from cliper.pipeline.errors import FilterError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.rows import ALL_ROWS, METADATA, RowFilter, read_tables
@@ -158,7 +159,7 @@ def test_mistakes_are_named_before_anything_is_read(run: Run, keep: RowFilter, m
 
 def test_sql_without_duckdb_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
-    with pytest.raises(FilterError, match=r"pip install 'cliper\[export\]'"):
+    with pytest.raises(CliperError, match=r"pip install 'cliper\[export\]'"):
         RowFilter(where="width > 1").check(class_names(run.identity))
 
 
