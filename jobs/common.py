@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
 import typer
-import yaml
 
 from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
@@ -15,6 +14,7 @@ from cliper.model.presets import preset as apply_preset
 from cliper.pipeline.config import JobConfig, changed, validate
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.reader import torn_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,8 +38,11 @@ WaitForResources = Annotated[
 
 
 def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) -> None:
-    """Label the pending shards of a job on Ray, and print the summary. Raises TooManyFailuresError."""
-    shards = job.run.pending_shards(job.manifest)
+    """Label what is left of a job on Ray, and print the summary. Raises TooManyFailuresError."""
+    torn = torn_shards(job.run, job.manifest)
+    if torn:
+        say(f"{len(torn)} label files are cut off or another's, the first of shard {torn[0]}: labeled again")
+    shards = sorted({*job.run.pending_shards(job.manifest), *torn})
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
     already = f", {done} of them done" if done else ""
     say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
@@ -133,11 +136,3 @@ def parse_duration(text: str) -> float:
 def with_preset(config: JobConfig, name: str) -> JobConfig:
     """The config with the changes of a preset (cliper_model/presets.py). Raises ConfigError."""
     return config if name == "exact" else changed(config, model=apply_preset(config.cliper, name))
-
-
-def parse_options(pairs: list[str]) -> dict[str, Any]:
-    """Parse KEY=VALUE pairs; values are YAML scalars (true, 3, text). Raises ConfigError."""
-    wrong = [pair for pair in pairs if "=" not in pair]
-    if wrong:
-        raise ConfigError("--storage-option expects KEY=VALUE, e.g. --storage-option anon=true")
-    return {key: yaml.safe_load(value) for key, value in (pair.split("=", 1) for pair in pairs)}

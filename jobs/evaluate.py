@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from cliper.jobs.common import (
     AcceleratorType,
@@ -16,11 +15,12 @@ from cliper.jobs.common import (
     Resources,
     WaitForResources,
     parse_duration,
-    parse_options,
 )
 from cliper.jobs.evaluations import Options, evaluate_all, evaluate_live, evaluate_stored, run_sweep
 from cliper.jobs.session import clean_stop, ray_session
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.model.errors import ConfigError
+from cliper.pipeline.config import parse_yaml
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
 from cliper.pipeline.evaluate.compare import compare, matching
 from cliper.pipeline.evaluate.results import Results, figures, heading
@@ -82,9 +82,7 @@ def evaluate(
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Measure masks against a benchmark's ground truth: mIoU and other metrics.
@@ -152,7 +150,7 @@ def parse_sweep(texts: list[str]) -> dict[str, list[Any]]:
         name, separator, listed = text.partition("=")
         if not separator or not listed:
             raise ConfigError(f"--sweep '{text}': expected SETTING=A,B,..., e.g. background_threshold=0.2,0.3")
-        values[name] = [yaml.safe_load(value) for value in listed.split(",")]
+        values[name] = [parse_yaml(value, name) for value in listed.split(",")]
     return values
 
 

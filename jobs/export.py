@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.model.errors import ConfigError
 from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.folder import class_names, read_run
@@ -43,9 +43,7 @@ def export(
     workers: Annotated[
         int | None, Opt(min=1, help="Processes, one shard each at a time; default: one per CPU")
     ] = None,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write the masks of RUN to OUTPUT in another tool's format.
 

@@ -15,7 +15,6 @@ from cliper.jobs.common import (
     WaitForResources,
     execute,
     parse_duration,
-    parse_options,
     with_overrides,
     with_preset,
 )
@@ -34,6 +33,7 @@ from cliper.jobs.input_options import (
 )
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.folder import free_folder
@@ -62,16 +62,17 @@ def label(
     accelerator_type: AcceleratorType = None,
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
     keep_heatmaps: Annotated[
         int | None,
         Opt(min=0, help="Write heat maps of the first N images (of the first shard at most)", metavar="N"),
     ] = None,
     max_failures: Annotated[
         str | None,
-        Opt(help="Stop with exit code 1 if more images fail: a number, or a share like 5%", metavar="N|P%"),
+        Opt(
+            help="Stop with exit code 1 when more images fail than N or P%; default: all of 100",
+            metavar="N|P%",
+        ),
     ] = None,
     format: Format = None,
     image_column: ImageColumn = None,
@@ -100,7 +101,7 @@ def label(
     settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size)
     settings = with_input(settings, reading)
     class_list = classes_for(classes, settings)
-    limit = None if max_failures is None else FailureLimit.parse(max_failures)
+    limit = FailureLimit() if max_failures is None else FailureLimit.parse(max_failures)
     wait = parse_duration(wait_for_resources)
     storage = Storage(parse_options(storage_option or []))
     if new_run:

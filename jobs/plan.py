@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options, with_preset
+from cliper.jobs.common import with_preset
 from cliper.jobs.input_options import (
     AnyName,
     Exclude,
@@ -19,6 +19,7 @@ from cliper.jobs.input_options import (
     UriColumn,
     with_input,
 )
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import list_entries, no_images
@@ -50,9 +51,7 @@ def plan(
     any_name: AnyName = False,
     truncated: Truncated = None,
     skip_damaged: SkipDamaged = False,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Label a sample of INPUT on this machine and estimate the whole run.
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.evaluate.prepare.write import prepare as write_prepared
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.storage.backend import Storage
@@ -31,9 +31,7 @@ def prepare(
     ] = None,
     allow_partial: Annotated[bool, Opt("--allow-partial", help="Accept fewer images than published")] = False,
     copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Check a downloaded benchmark and write its image list and its ground truth to OUT."""
     target = out or str(root / "prepared" / benchmark)

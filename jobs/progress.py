@@ -141,8 +141,8 @@ def _clock(seconds: float) -> str:
 class FailureLimit:
     """The number of images that may fail in one command: `count` of them, or a `share` between 0 and 1.
 
-    A share is checked once 100 images, or all that were pending, are labeled. Shards of earlier commands do not
-    count.
+    A share is judged once 100 images were labeled, or all that were left. Shards of earlier commands do not count.
+    Without either, a command stops if none of its first 100 images has a mask.
     """
 
     count: int | None = None
@@ -166,14 +166,21 @@ class FailureLimit:
     def check(self, progress: RunProgress) -> None:
         """Raise TooManyFailuresError if the limit is exceeded."""
         failed, images = sum(progress.failures.values()), progress.images
-        if self.share is None:
+        if self.share is None and self.count is None:
+            exceeded = JUDGED_AFTER <= images == failed
+        elif self.share is None:
             exceeded = self.count is not None and failed > self.count
         else:
             enough = images >= JUDGED_AFTER or progress.before + images >= progress.total
             exceeded = enough and failed > self.share * images
         if exceeded:
-            allowed = str(self.count) if self.share is None else f"{self.share * 100:g}%"
+            allowed = f"{self.share * 100:g}%" if self.share is not None else str(self.count)
             causes = ", ".join(f"{cause} {count}" for cause, count in progress.failures.most_common())
+            if self.share is None and self.count is None:
+                raise TooManyFailuresError(
+                    f"all of the first {images} images failed ({causes}): something is wrong with all of them; "
+                    "`cliper retry` labels them again once it is mended; --max-failures 100% goes on all the same"
+                )
             raise TooManyFailuresError(
                 f"{failed} of {images} images failed ({causes}), more than --max-failures {allowed}; labeled "
                 "shards are kept, and the same command with a higher limit, or none, continues"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 
 Opt = typer.Option
 
@@ -15,12 +15,8 @@ _SAMPLE = 200_000  # rows
 def report(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     output: Annotated[str | None, Opt(help="Default: RUN/report/index.html", metavar="FILE")] = None,
-    sample: Annotated[
-        int, Opt(min=1, help="Maximum number of rows to read; shards of a larger run are sampled")
-    ] = _SAMPLE,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _SAMPLE,
+    storage_option: StorageOption = None,
 ) -> None:
     """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
 

@@ -15,12 +15,12 @@ from cliper.jobs.common import (
     Resources,
     WaitForResources,
     parse_duration,
-    parse_options,
     run_tasks,
     with_overrides,
 )
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
@@ -45,9 +45,7 @@ def retry(
     cpus_per_actor: CpusPerActor = None,
     accelerator_type: AcceleratorType = None,
     wait_for_resources: WaitForResources = "0",
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Label the failed images of RUN again, with the settings of the run, and replace their rows.

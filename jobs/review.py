@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.run.corrections import versions
 from cliper.pipeline.run.folder import Run, class_names, read_run
@@ -22,9 +22,6 @@ review = typer.Typer(
 
 Opt = typer.Option
 RunFolder = Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")]
-StorageOption = Annotated[
-    list[str] | None, Opt(help="fsspec option KEY=VALUE, e.g. anon=true; repeat for more", metavar="KEY=VALUE")
-]
 
 
 @review.command()

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cliper.jobs.serve_guard import MOST_UPLOAD
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import CONFIGS, classes_for, load_config
 from cliper.pipeline.corpus.decode import SUFFIXES
@@ -26,17 +27,21 @@ def serve(
     examples: Annotated[Path | None, Opt(help="Folder of images to pick from", metavar="DIR")] = None,
     host: Annotated[str, Opt(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
     port: Annotated[int, Opt(min=1, max=65535)] = 7860,
+    name: Annotated[
+        list[str] | None,
+        Opt(help="Host name under which browsers reach the page, e.g. through a proxy; repeat", metavar="NAME"),
+    ] = None,
 ) -> None:
     """Open a page: upload an image, type classes, see the mask, and download the settings for `cliper label`.
 
     Needs the package's extra `serve`. The model is loaded once; there are no accounts and nothing leaves the
-    machine.
+    machine. Requests of other sites' pages, and host names other than this machine's and --name, are refused.
     """
     settings, pictures = load_config(config), find_examples(examples)
     names = classes_for(classes, settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     require("serve", "cliper serve", "gradio", "matplotlib")
-    from cliper.jobs.serve_page import THEME, build_page, css
+    from cliper.jobs.serve_page import THEME, build_page, css, guarded
     from cliper.pipeline.report.preview import Previewer
 
     check_address(host, port)
@@ -52,7 +57,8 @@ def serve(
         css=css(),
         footer_links=[],
         ssr_mode=False,
-        max_file_size="100mb",
+        max_file_size=MOST_UPLOAD,
+        app_kwargs=guarded([host, socket.gethostname(), socket.getfqdn(), *(name or [])]),
     )
     print(f"serving   http://{host}:{port} (Ctrl-C stops)", flush=True)
     try:

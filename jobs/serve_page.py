@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gradio as gr
 from markupsafe import escape
+from starlette.middleware import Middleware
 
+from cliper.jobs.serve_guard import OwnPageOnly, read_upload
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig
 from cliper.model.errors import CliperError
+from cliper.pipeline.corpus.decode import pixels_claimed
+from cliper.pipeline.corpus.formats import FORMATS
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.report.preview import Choice, Previewer, parse_classes, parse_words, render_preview
 
@@ -23,6 +28,10 @@ THEME = gr.themes.Default(
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
 )
+MOST_PIXELS = 25_000_000  # of an image on the page: seconds of work, so that others wait no longer
+TOGETHER = 8  # requests read and rendered at the same time; the model takes them one by one
+MOST_WAITING = 64
+_model = Lock()
 CACHE_SECONDS = 3600  # uploads are deleted after this
 EMPTY = '<p class="preview-message" style="border: 0">Choose an image, name classes, and press Label.</p>'
 
@@ -48,12 +57,21 @@ def build_page(previewer: Previewer, classes: ClassList, examples: Sequence[Path
             with gr.Column(scale=3):
                 result = gr.HTML(EMPTY)
 
-        def run(upload: dict[str, Any] | None, *values: Any) -> str:
-            return answer(previewer, None if upload is None else Path(upload["path"]), *values)
+        uploads = [Path(page.GRADIO_CACHE)]
 
-        # Without Gradio's preprocessing, which opens the image and turns it: the file itself is what counts.
-        button.click(run, inputs, result, preprocess=False, concurrency_limit=1, api_name="label")
+        def run(upload: Any, *values: Any) -> str:
+            return answer(previewer, upload, uploads, *values)
+
+        # Without Gradio's preprocessing, which opens the image and turns it: the file itself is what counts. With
+        # it, Gradio's check of the path is gone: `answer` has its own.
+        button.click(run, inputs, result, preprocess=False, concurrency_limit=TOGETHER, api_name="label")
+    page.queue(max_size=MOST_WAITING)
     return page
+
+
+def guarded(names: Sequence[str]) -> dict[str, Any]:
+    """Options of the web application that let only its own page in; `names` are its hosts."""
+    return {"middleware": [Middleware(OwnPageOnly, names=names)]}
 
 
 def _example_buttons(examples: Sequence[Path], image: gr.Image) -> None:
@@ -102,15 +120,34 @@ def class_lines(classes: ClassList) -> list[str]:
 
 
 def answer(
-    previewer: Previewer, path: Path | None, names: str, words: str, presence: float, threshold: float, fgc: bool
+    previewer: Previewer,
+    upload: Any,
+    uploads: Sequence[Path],
+    names: str,
+    words: str,
+    presence: float,
+    threshold: float,
+    fgc: bool,
 ) -> str:
-    """The result for one press of the button, or the message of what was wrong, as HTML."""
-    if path is None:
+    """The result for one press of the button, or the message of what was wrong, as HTML.
+
+    `upload` is what the page sent, a dictionary with a `path` in one of the folders `uploads`. Nothing of a file
+    that is not an image goes into a message.
+    """
+    if upload is None:
         return _message("Choose an image first.")
+    path = upload.get("path") if isinstance(upload, dict) else None
     try:
+        data = read_upload(path if isinstance(path, str) else "", uploads)
+        if pixels_claimed(data) > MOST_PIXELS:
+            raise ImageError("oversized", f"the page takes images of up to {MOST_PIXELS // 1_000_000} megapixels")
         choice = Choice(parse_classes(names), parse_words(words), presence, threshold, fgc)
-        return render_preview(previewer.label(path.read_bytes(), path.name, choice))
-    except (CliperError, ImageError) as error:
+        with _model:
+            preview = previewer.label(data, Path(str(path)).name, choice)
+        return render_preview(preview)
+    except ImageError as error:
+        return _message(f"not one of {', '.join(FORMATS)}" if error.kind == "not_an_image" else str(error))
+    except CliperError as error:
         return _message(str(error))
 
 

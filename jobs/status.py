@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.status import Status, read_status
 from cliper.pipeline.storage.backend import Storage
@@ -16,10 +16,8 @@ Opt = typer.Option
 def status(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     json_output: Annotated[bool, Opt("--json", help="Print JSON")] = False,
-    quick: Annotated[bool, Opt("--quick", help="List names only; do not read failures")] = False,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    quick: Annotated[bool, Opt("--quick", help="List names only; do not read what failed")] = False,
+    storage_option: StorageOption = None,
 ) -> None:
     """Show the progress of RUN: images done, rate, failures, time left and lease holder.
 

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import parse_options
+from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
+from cliper.pipeline.run.reader import set_aside
 from cliper.pipeline.run.verify import KINDS, Report, verify_run
 from cliper.pipeline.storage.backend import Storage
 
@@ -23,18 +24,20 @@ def verify(
         bool,
         Opt("--clean", help="First remove leftovers of interrupted writes (temporary files, uploads, attempts)"),
     ] = False,
+    repair: Annotated[
+        bool,
+        Opt("--repair", help="Set damaged and foreign label files aside, for `cliper label` to write them again"),
+    ] = False,
     json_file: Annotated[
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
     ] = None,
     processes: Annotated[int | None, Opt(min=1, help="Reading processes; default: one per CPU")] = None,
-    storage_option: Annotated[
-        list[str] | None, Opt(help="fsspec option KEY=VALUE; repeat for more", metavar="KEY=VALUE")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Check that every image of RUN is in exactly one row, and that every row is as it was written.
 
-    Exit code 0: the run is complete and undamaged. 1: it is unfinished or damaged; the problems are listed. Only
-    --clean changes the run, and it removes only files whose names cliper writes.
+    Exit code 0: the run is whole. 1: it is not, or not finished; what is wrong is listed. --clean and
+    --repair change something, and only files whose names are cliper's own.
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     if clean:
@@ -43,6 +46,13 @@ def verify(
                 print(f"removed {orphan.file}: {orphan.reason}")
     report = verify_run(opened, processes)
     print_report(report)
+    if repair and (broken := report.broken_shards):
+        with hold(opened.uri, opened.storage):
+            for old, new in set_aside(opened, broken):
+                print(f"moved     {old} to {new}")
+        print("repair    run the 'cliper label' command of this run again: it labels what was moved")
+    elif report.broken_shards:
+        print(f"repair    'cliper verify --repair {opened.uri}' sets them aside, 'cliper label' writes them")
     if json_file is not None:
         json_file.write_text(report.to_json(), encoding="utf-8")
     if not report.whole:

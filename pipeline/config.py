@@ -27,6 +27,7 @@ S = TypeVar("S", bound=Settings)
 
 EMBEDDED_CLASSES = "tiny"  # the list that the embedded model was trained for
 SHARED = frozenset({"batch_size", "dtype"})  # settings of every segmenter; in version 0.1 they stood in `model`
+YAML_BYTES, YAML_DEPTH, YAML_NODES = 1 << 16, 40, 20_000  # of settings
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside this package
 
 
@@ -198,14 +199,50 @@ def load_config(name: str) -> JobConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping, or nothing. Raises ConfigError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(YAML_BYTES + 1).decode()
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text, str(path))
     if content is None:
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a mapping of settings, not {type(content).__name__}")
     return content
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Plain values of YAML text, at most YAML_BYTES long, YAML_DEPTH deep and YAML_NODES large with its aliases
+    expanded. Raises ConfigError.
+    """
+    if len(text.encode("utf-8", "surrogatepass")) > YAML_BYTES:
+        raise ConfigError(f"{source}: more than {YAML_BYTES:,} bytes; settings are shorter")
+    try:
+        _check_yaml_size(text, source)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date or number that is none
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())[:500]}") from error
+
+
+def _check_yaml_size(text: str, source: str) -> None:
+    """Raise ConfigError for nesting or aliases that would grow without bound; reads events, builds nothing."""
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # (anchor, nodes before it)
+    count = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            if anchor:
+                sizes[anchor] = count - before
+        elif isinstance(event, yaml.NodeEvent):
+            count += sizes.get(event.anchor or "", 1) if isinstance(event, yaml.AliasEvent) else 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_nodes.append((event.anchor, count - 1))
+        if count > YAML_NODES or len(open_nodes) > YAML_DEPTH:
+            raise ConfigError(
+                f"{source}: more than {YAML_NODES:,} values, or nested more than {YAML_DEPTH} deep; settings are "
+                "smaller"
+            )
 
 
 def validate(schema: type[S], content: dict[str, Any], source: str) -> S:

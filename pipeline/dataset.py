@@ -30,6 +30,7 @@ from cliper.pipeline.errors import FilterError, ImageError, InputError, RunError
 from cliper.pipeline.run.corrections import Version, read_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class MaskDataset(IterableDataset[Example]):
         self.ignore_value = ignore_value(len(self.classes))
         self.manifest = _finished_manifest(run, shards)
         self.corrections = read_corrections(run, corrections)
-        self.counts = self._count(sorted(run.done_shards()) if shards is None else shards)
+        self.counts = self._count(labeled_shards(run) if shards is None else shards)
         # Shared memory: loader workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

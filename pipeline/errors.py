@@ -60,4 +60,13 @@ class TooManyFailuresError(CliperError):
 
 
 class ReviewError(CliperError):
-    """A review export does not match the run, or two runs cannot be compared."""
+    """A reviewed file does not fit the run, or two runs cannot be compared."""
+
+
+def text_of(error: BaseException) -> str:
+    """The text of any error, as valid Unicode: one whose own text cannot be made has a text all the same."""
+    try:
+        text = str(error)
+    except Exception:
+        text = f"{type(error).__name__}, whose text cannot be made"
+    return text.encode("utf-8", "replace").decode()

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from cliper.pipeline.corpus import tiff
+from cliper.pipeline.corpus.bombs import refuse_bombs
 from cliper.pipeline.corpus.formats import FORMATS, SUFFIXES, jpeg_kind, remedy, sniff
 from cliper.pipeline.errors import ImageError
 
@@ -72,6 +73,7 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             page = _select_page(image, data)
             _check_size(image.size, max_pixels)
+            refuse_bombs(data, image.width * image.height)
             orientation = exif_orientation(image)
             pixels = to_rgb(image, page)
             # Pillow's TIFF reader turns the image as it loads and then reports orientation 1; others leave it.
@@ -133,7 +135,9 @@ def pixels_claimed(data: bytes) -> int:
             if image.format == "TIFF":
                 return max(page.width * page.height for page in tiff.pages(data))
             return image.width * image.height
-    except Exception:  # `decode` reports what is wrong
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # `decode` reports what is wrong; a panic of a decoder in Rust is no Exception
         return 0
 
 

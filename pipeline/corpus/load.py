@@ -1,14 +1,16 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
 import posixpath
+import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.corpus.sources.entry import header_stamp
 from cliper.pipeline.errors import ImageError
 from cliper.pipeline.storage.backend import Storage, absolute, explain, join
 from cliper.pipeline.storage.local import too_large
@@ -49,15 +51,40 @@ def load_entries(
 def _span(entry: Entry, most: int) -> tuple[int, int] | None:
     """The bytes to fetch: a member's, None for a whole file, or for one of unknown size a little too many."""
     if entry.offset is not None:
-        return entry.offset, entry.offset + (entry.bytes or 0)
+        return entry.offset - _header(entry), entry.offset + (entry.bytes or 0)
     return (0, most + 1) if entry.bytes is None else None
 
 
+def _header(entry: Entry) -> int:
+    """Bytes to read before a member, to see whether it is still the one that was listed."""
+    return tarfile.BLOCKSIZE if entry.offset is not None and entry.stamp is not None else 0
+
+
 def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
-    """A tar's member that the end of the tar cuts off is an error, not a shorter image."""
-    if entry.offset is None or isinstance(data, Exception) or len(data) == entry.bytes:
+    """What was read, if it is what was listed: of the same size, a tar's member under the same header.
+
+    A member that the end of the tar cuts off is an error, not a shorter image.
+    """
+    if isinstance(data, Exception):
         return data
-    return ImageError("truncated", f"the tar ends inside this member: {len(data)} of {entry.bytes} bytes")
+    header, body = data[: _header(entry)], data[_header(entry) :]
+    if entry.stamp is not None and entry.offset is not None and (reason := _other_member(entry.stamp, header)):
+        return ImageError("changed", f"{reason}; the tar is not the one that was listed")
+    if entry.bytes is None or len(body) == entry.bytes:
+        return body
+    if entry.offset is None:
+        return ImageError("changed", f"{len(body):,} bytes; {entry.bytes:,} were listed")
+    return ImageError("truncated", f"the tar ends inside this member: {len(body)} of {entry.bytes} bytes")
+
+
+def _other_member(stamp: str, header: bytes) -> str | None:
+    """Why a header is not the one that was listed; None if it is."""
+    try:
+        found = tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return "no header stands before the member"
+    own_name = not stamp.endswith(" 0")
+    return None if header_stamp(found, own_name) == stamp else f"the member there is {found.name[:100]!r} now"
 
 
 def _outcome(data: bytes | Exception) -> dict[str, Any]:
@@ -98,11 +125,25 @@ def _values_of(file: pq.ParquetFile, entries: Sequence[Entry], column: str) -> d
         count = file.metadata.row_group(group).num_rows
         inside = [row for row in wanted if row is not None and first <= row < first + count]
         if inside:
-            values = file.read_row_group(group, columns=[column]).column(0)
+            ids = next((entry.stamp for entry in entries if entry.stamp), None)
+            table = file.read_row_group(group, columns=[column, *([ids] if ids and ids != column else [])])
+            values = table.column(column)
             found.update({wanted[row]: _image_of(values[row - first].as_py()) for row in inside})
+            if ids:
+                found.update(_other_rows({row: wanted[row] for row in inside}, table.column(ids), first))
         first += count
     missing = FileNotFoundError("the row is no longer in the Parquet file")
     return {entry.image_id: found.get(entry.image_id, missing) for entry in entries}
+
+
+def _other_rows(wanted: Mapping[int, str], ids: pa.ChunkedArray, first: int) -> dict[str, Exception]:
+    """The images whose row holds another id now."""
+    now = {image_id: ids[row - first].as_py() for row, image_id in wanted.items()}
+    return {
+        image_id: ImageError("changed", f"its row holds {str(found)[:60]!r} now; the file is not the one listed")
+        for image_id, found in now.items()
+        if str(found) != image_id
+    }
 
 
 def _image_of(value: Any) -> bytes | str | Exception:

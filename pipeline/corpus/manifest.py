@@ -5,11 +5,12 @@ manifest/index.json            written last: the manifest counts only when it is
 """
 
 import hashlib
-import io
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +20,9 @@ from cliper.pipeline.config import ShardConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.parquet import by_row_group
-from cliper.pipeline.errors import InputError
+from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
 
 SHARDS_PER_PART = 1000
 LARGE_GROUP = 32  # times the images of a shard: a row group of more is split, and then read more than once
@@ -34,6 +36,7 @@ SCHEMA = pa.schema(
         pa.field("offset", pa.int64()),  # first byte inside `uri`, for members of a tar
         pa.field("row", pa.int64()),  # row inside `uri`, for images stored in Parquet
         pa.field("group", pa.int32()),  # row group of `row`
+        pa.field("stamp", pa.string()),  # see Entry; null in manifests of before
         pa.field("shard", pa.int32(), nullable=False),
     ]
 )
@@ -46,6 +49,7 @@ class Part:
     file: str
     first_shard: int
     images: list[int]  # per shard
+    seal: str = ""  # digest of the file's footer; "" in manifests of before
 
     @property
     def end(self) -> int:
@@ -83,8 +87,8 @@ class Manifest:
     def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:
         """Return the entries of one shard, in order."""
         part = next(p for p in reversed(self.parts) if p.first_shard <= shard)
-        with storage.open(join(run_uri, "manifest", part.file)) as handle:
-            rows = pq.ParquetFile(handle).read_row_group(shard - part.first_shard).to_pylist()
+        with open_part(storage, run_uri, part) as file:
+            rows = file.read_row_group(shard - part.first_shard).to_pylist()
         return [Entry(**{k: v for k, v in row.items() if k != "shard"}) for row in rows]
 
 
@@ -117,18 +121,54 @@ def write_manifest(
         raise InputError("no images found; check the input, or its format in the config (input.format)")
     manifest = Manifest(parts, LeftOut() if left_out is None else left_out)
     refuse_collisions(ids, manifest, storage, run_uri)
-    index = json.dumps({"parts": [asdict(part) for part in parts], "left_out": manifest.left_out.to_json()})
-    storage.write(join(run_uri, "manifest", "index.json"), index.encode())
+    index = {"parts": [asdict(part) for part in parts], "left_out": manifest.left_out.to_json()}
+    content = json.dumps(index | {"digest": _digest(index)})
+    storage.write(join(run_uri, "manifest", "index.json"), content.encode())
     return manifest
 
 
 def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
-    """Return the run's manifest, or None if it was never completed."""
+    """Return the run's manifest, or None if it was never completed. Raises RunError if its index is damaged."""
+    file = join(run_uri, "manifest", "index.json")
     try:
-        content = json.loads(storage.read(join(run_uri, "manifest", "index.json")))
+        content = json.loads(storage.read(file))
+        stored = content.pop("digest", None)
+        if stored is not None and stored != _digest(content):
+            raise RunError(f"{file} is damaged: its content is not what was written; {_RESTORE}")
+        return Manifest(
+            [Part(**part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {}))
+        )
     except FileNotFoundError:
         return None
-    return Manifest([Part(**part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {})))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is damaged ({type(error).__name__}); {_RESTORE}") from error
+
+
+_RESTORE = "restore it from a copy, or label into another folder (--new-run)"
+
+
+def _digest(index: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def open_part(storage: Storage, run_uri: str, part: Part, whole: bool = False) -> Iterator[pq.ParquetFile]:
+    """A manifest file; what is read from it inside the block is checked, with `whole` to the last byte.
+
+    Raises RunError if it is missing, damaged, or another one.
+    """
+    place = join(run_uri, "manifest", part.file)
+    try:
+        with storage.open(place) as handle:
+            file = open_sealed(handle, whole)
+            if part.seal and (file.metadata.metadata or {}).get(SEAL.encode(), b"")[7:71].decode() != part.seal:
+                raise DamagedFileError("it is another run's")
+            yield file
+    except FileNotFoundError as error:
+        raise RunError(f"{place} is not there; {_RESTORE}") from error
+    except (DamagedFileError, pa.ArrowException, OSError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RunError(f"{place} is damaged ({reason}); {_RESTORE}") from error
 
 
 def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
@@ -162,13 +202,13 @@ def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry
 def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, run_uri: str) -> Part:
     first = parts[-1].end if parts else 0
     part = Part(f"part-{len(parts):05d}.parquet", first, [len(shard) for shard in shards])
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, SCHEMA, compression="zstd") as writer:
-        for number, shard in enumerate(shards, first):
-            rows = [asdict(entry) | {"shard": number} for entry in shard]
-            writer.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=len(rows))
-    storage.write(join(run_uri, "manifest", part.file), buffer.getvalue())
-    return part
+    writer = SealedWriter(SCHEMA, compression="zstd")
+    for number, shard in enumerate(shards, first):
+        rows = [asdict(entry) | {"shard": number} for entry in shard]
+        writer.write(pa.Table.from_pylist(rows, SCHEMA), len(rows))
+    data = writer.close()
+    storage.write(join(run_uri, "manifest", part.file), data)
+    return replace(part, seal=check_seal(data))
 
 
 def id_hash(image_id: str) -> int:

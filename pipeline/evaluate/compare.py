@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.bootstrap import Difference, difference
@@ -30,11 +31,18 @@ def find_results(run_uri: str, storage: Storage) -> list[Evaluated]:
         names = []
     folders = sorted({name.split("/")[0] for name in names})
     return [
-        Evaluated(run_uri, join(root, folder), storage.read_json(join(root, folder, protocol, "metrics.json")))
+        Evaluated(run_uri, join(root, folder), _json(storage, join(root, folder, protocol, "metrics.json")))
         for folder in folders
         for protocol in PROTOCOLS
         if f"{folder}/{protocol}/metrics.json" in names
     ]
+
+
+def _json(storage: Storage, uri: str) -> Any:
+    try:
+        return storage.read_json(uri)
+    except ValueError as error:
+        raise EvaluationError(f"{uri} is damaged; remove it, and run 'cliper evaluate' again") from error
 
 
 def matching(first_uri: str, second_uri: str, storage: Storage) -> tuple[Evaluated, Evaluated]:
@@ -65,7 +73,7 @@ def _names(found: Sequence[Evaluated]) -> str:
 
 def compare(first: Evaluated, second: Evaluated, storage: Storage) -> tuple[Difference, str]:
     """The difference second minus first, and a Markdown page of both side by side."""
-    ignore = tuple(storage.read_json(join(first.folder, "evaluation.json"))["ignore_labels"])
+    ignore = tuple(_json(storage, join(first.folder, "evaluation.json"))["ignore_labels"])
     a, b = (_counts(entry, storage) for entry in (first, second))
     if a.image_ids != b.image_ids:
         raise EvaluationError(f"{first.run_uri} and {second.run_uri} were evaluated on different images")

@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.errors import EvaluationError, RunError
 from cliper.pipeline.evaluate.boundary import boundary_counts
 from cliper.pipeline.evaluate.metrics import Ints, Labels, empty, evaluated, image_confusion
+from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import decode_png, unpack_mask
-from cliper.pipeline.run.shards import shard_file, shard_name
+from cliper.pipeline.run.reader import open_shard
+from cliper.pipeline.run.shards import shard_name
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import sealed_table
 
 Row = dict[str, Any]
 
@@ -47,7 +50,7 @@ def counts_file(shard: int) -> str:
 class ShardCounter:
     """A stage of the flow that counts committed shards. It neither holds nor imports a model."""
 
-    run_uri: str
+    run: Run
     folder: str  # of the evaluation
     truth_uri: str  # of the prepared benchmark
     storage: Storage = field(repr=False)
@@ -68,9 +71,9 @@ class ShardCounter:
     def _attempt(self, shard: int) -> tuple[int, str | None]:
         try:
             table = self.count_shard(shard)
-        except EvaluationError as error:
+        except (EvaluationError, RunError) as error:
             return 0, str(error)
-        self.storage.write_table(join(self.folder, counts_file(shard)), table)
+        self.storage.write(join(self.folder, counts_file(shard)), sealed_table(table, compression="zstd"))
         return len(table), None
 
     def count_shard(self, shard: int) -> pa.Table:
@@ -78,8 +81,8 @@ class ShardCounter:
 
         Images of the run that are not in the benchmark are skipped.
         """
-        columns = ["image_id", "mask", "mask_codec", "status", "error_message"]
-        rows = self.storage.read_table(join(self.run_uri, shard_file(shard)), columns).to_pylist()
+        with open_shard(self.run, shard) as file:
+            rows = file.read(["image_id", "mask", "mask_codec", "status", "error_message"]).to_pylist()
         known = [(name, row) for row in rows if (name := self.benchmark_id(row["image_id"])) is not None]
         uris = [join(self.truth_uri, self.truths[name]) for name, _ in known]
         truths = self.storage.read_many(uris, [None] * len(uris))

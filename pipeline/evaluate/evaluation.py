@@ -21,6 +21,7 @@ from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.shards import shards_in
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 
 COUNTS_VERSION = 1
 
@@ -40,7 +41,7 @@ class Evaluation:
         index = self.prepared.index()
         truths = dict(zip(index.column("image_id").to_pylist(), index.column("truth").to_pylist(), strict=True))
         return ShardCounter(
-            run_uri=self.run.uri,
+            run=self.run,
             folder=folder or self.folder,
             truth_uri=self.prepared.uri,
             storage=self.run.storage,
@@ -62,10 +63,19 @@ class Evaluation:
 
 
 def read_counts(storage: Storage, folder: str) -> pa.Table:
-    """All counts below an evaluation folder: a table of COUNTS, sorted by image id."""
-    shards = sorted(counted_shards(storage, folder))
-    tables = [storage.read_table(join(folder, counts_file(shard)), schema=COUNTS) for shard in shards]
-    return pa.concat_tables([COUNTS.empty_table(), *tables]).sort_by("image_id")
+    """All counts in an evaluation folder: a table of COUNTS, sorted by image id."""
+    tables = [COUNTS.empty_table()]
+    for shard in sorted(counted_shards(storage, folder)):
+        tables.append(read_counts_file(storage, join(folder, counts_file(shard)), COUNTS))
+    return pa.concat_tables(tables).sort_by("image_id")
+
+
+def read_counts_file(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:
+    """The counts of one shard. Raises EvaluationError for a damaged file."""
+    try:
+        return read_sealed(storage.read(uri), schema)
+    except (DamagedFileError, FileNotFoundError) as error:
+        raise EvaluationError(f"{uri} is damaged ({error}); remove it and count again") from error
 
 
 def counted_shards(storage: Storage, folder: str) -> set[int]:
@@ -101,6 +111,8 @@ def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) ->
     except FileNotFoundError:
         run.storage.write_json(file, identity, indent=1)
         different = []
+    except ValueError as error:
+        raise EvaluationError(f"{file} is damaged; remove {folder}, and the same command counts again") from error
     if different:
         raise EvaluationError(
             f"{folder} holds counts of another evaluation: {'; '.join(different)}. "

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from cliper.pipeline.evaluate.charts import bar_chart, heat_map
@@ -27,7 +26,7 @@ from cliper.pipeline.evaluate.results import (
 from cliper.pipeline.report.images import colour, overlay, picture
 from cliper.pipeline.report.page import render_page
 from cliper.pipeline.run.masks import decode_png, unpack_mask
-from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
 
 EXTREMES = 4  # best and worst images shown
@@ -109,8 +108,7 @@ def _find_masks(evaluation: Evaluation, wanted: set[str]) -> dict[str, npt.NDArr
     for shard in sorted(counted_shards(storage, evaluation.folder)):
         if len(masks) == len(wanted):
             break
-        with storage.open(join(evaluation.run.uri, shard_file(shard))) as handle:
-            file = pq.ParquetFile(handle)
+        with open_shard(evaluation.run, shard) as file:
             ids = [counter.benchmark_id(i) for i in file.read(columns=["image_id"]).column(0).to_pylist()]
             places = [place for place, name in enumerate(ids) if name in wanted]
             if not places:

@@ -64,5 +64,7 @@ def open_prepared(uri: str, storage: Storage) -> Prepared:
             f"{uri} holds no prepared benchmark (dataset.json); "
             f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
         ) from error
+    except ValueError as error:
+        raise DatasetError(f"{join(uri, 'dataset.json')} is damaged; run 'cliper prepare' again") from error
     content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
     return Prepared(absolute(uri), storage, **content)

@@ -28,7 +28,7 @@ from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.errors import EvaluationError, ImageError
 from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge, verify
-from cliper.pipeline.evaluate.evaluation import Evaluation, check_summary, counted_shards
+from cliper.pipeline.evaluate.evaluation import Evaluation, check_summary, counted_shards, read_counts_file
 from cliper.pipeline.evaluate.metrics import Protocol, score
 from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.evaluate.results import percent
@@ -191,8 +191,9 @@ def sweep_results(
     storage: Storage, folder: str, prepared: Prepared, grid: Grid, protocol: Protocol
 ) -> list[dict[str, Any]]:
     """The figures of every variant, the best mIoU first; also written to sweep.csv and sweep.md."""
-    shards = sorted(counted_shards(storage, folder))
-    tables = [storage.read_table(join(folder, counts_file(shard)), schema=SWEEP_COUNTS) for shard in shards]
+    tables = []
+    for shard in sorted(counted_shards(storage, folder)):
+        tables.append(read_counts_file(storage, join(folder, counts_file(shard)), SWEEP_COUNTS))
     table, index = pa.concat_tables([SWEEP_COUNTS.empty_table(), *tables]), prepared.index()
     rows = []
     for number, variant in enumerate(grid.variants()):

@@ -16,9 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from cliper.pipeline.corpus.manifest import read_manifest
+from cliper.pipeline.corpus.manifest import open_part, read_manifest
 from cliper.pipeline.errors import ExportError, RunError
 from cliper.pipeline.export.base import Exporter, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder, compact_json
@@ -28,6 +26,7 @@ from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
 from cliper.pipeline.run.folder import Run, differences
+from cliper.pipeline.run.reader import labeled_shards, shard_digests
 from cliper.pipeline.run.rows import read_tables
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -65,7 +64,7 @@ def export(
     plan.keep.check(plan.class_names)
     require("export", f"the format {plan.format}", *exporter.needs)
     exporter.check(plan)
-    shards = sorted(run.done_shards())
+    shards = labeled_shards(run)
     if not shards:
         raise RunError(f"{run.uri} has no finished shard; label it first (cliper label)")
     corrections = read_corrections(run, corrected)
@@ -100,7 +99,7 @@ def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], correctio
         "images_copied": plan.images,
         "val_share": plan.val_share,
         "shards": len(shards),
-        "content": _content(shards, corrections),
+        "content": _content(run, shards, corrections),
     }
     try:
         stored = json.loads(run.storage.read(join(uri, MARKER)))
@@ -119,9 +118,9 @@ def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], correctio
     return found
 
 
-def _content(shards: Sequence[int], corrections: Corrections) -> str:
-    """A digest that changes when the run gains shards or corrections."""
-    digest = hashlib.sha256(json.dumps(list(shards)).encode())
+def _content(run: Run, shards: Sequence[int], corrections: Corrections) -> str:
+    """Changes when the run gets more shards, other rows or corrections."""
+    digest = hashlib.sha256(json.dumps(shard_digests(run, shards)).encode())
     for image_id, at in zip(*(corrections.rows[c].to_pylist() for c in ("image_id", "corrected_at")), strict=True):
         digest.update(f"{image_id}\0{at}\0".encode())
     return digest.hexdigest()[:16]
@@ -143,8 +142,8 @@ def _ids(run: Run) -> Iterator[list[str]]:
         yield from (table["image_id"].to_pylist() for table in read_tables(run, ["image_id"]))
         return
     for part in manifest.parts:
-        with run.storage.open(join(run.uri, "manifest", part.file)) as handle:
-            yield pq.ParquetFile(handle).read(["image_id"])["image_id"].to_pylist()
+        with open_part(run.storage, run.uri, part) as file:
+            yield file.read(["image_id"])["image_id"].to_pylist()
 
 
 @dataclass(frozen=True)

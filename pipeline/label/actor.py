@@ -16,9 +16,10 @@ from cliper.model.classes import ClassList
 from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import Decoded, decode, pixels_claimed, to_file_grid
-from cliper.pipeline.errors import ImageError, ResourceError
+from cliper.pipeline.errors import ImageError, ResourceError, text_of
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
 from cliper.pipeline.label.heatmaps import HasHeat, write_heatmaps
+from cliper.pipeline.label.results import refuse_wrong
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.label.watch import Beat
 from cliper.pipeline.parallel import map_ahead
@@ -87,6 +88,8 @@ class SegmentShard:
             )
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
+        self.used = False  # whether this process has worked on a shard
+        self.image_pace = 0.0  # seconds an image took in the slowest window so far; 0 before the first
         self.shown: set[str] = set()  # images whose heat maps are written
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
         if beat is not None:
@@ -97,7 +100,11 @@ class SegmentShard:
         if self.refusal is not None:
             raise self.refusal
         [shard] = table.column("shard").unique().to_pylist()
-        attempts = Attempts.begin(self.run.storage, self.run.uri, shard, self.driver)
+        patience = self.config.resources.image_seconds
+        attempts = Attempts.begin(
+            self.run.storage, self.run.uri, shard, self.driver, patience, fresh=not self.used
+        )
+        self.used = True
         most = self.config.resources.keep_heatmaps if shard == 0 else 0
         self.shown = set(table.column("image_id").slice(0, most).to_pylist())
         rows = [
@@ -114,23 +121,35 @@ class SegmentShard:
 
         With `shard`, the images done so far are noted after each window.
         """
-        most = WINDOW_BATCHES * self.config.batch_size
+        most = self._window()
         items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
         encoding: list[Future[Row]] = []
-        with HungWatch(self.config.resources.image_seconds * min(most, len(rows))) as watch:
+        with HungWatch(self.config.resources.image_seconds) as watch:
             for window in cut_windows(items, most):
+                began = time.perf_counter()
                 next_encoding = self._segment(window)
                 done += [future.result() for future in encoding]  # at most two windows of label maps in memory
                 encoding = next_encoding
                 watch.progress()
+                self.image_pace = max(self.image_pace, (time.perf_counter() - began) / len(window))
                 self._note(shard, len(done) + len(encoding), done)
             return done + [future.result() for future in encoding]
 
+    def _window(self) -> int:
+        """Images for the model at once: so few that they take a third of the time after which one image hangs."""
+        most = WINDOW_BATCHES * self.config.batch_size
+        if not self.image_pace:
+            return self.config.batch_size
+        return max(1, min(most, int(self.config.resources.image_seconds / 3 / self.image_pace)))
+
     def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
         """Image by image, after deaths that no exception explained (see run/attempts.py)."""
-        done: list[Row] = []
+        kept, done = {row["image_id"]: row for row in attempts.done}, list[Row]()
         for row in rows:
+            if row["image_id"] in kept:
+                done.append(kept[row["image_id"]])
+                continue
             if attempts.is_poison(row["image_id"]):
                 seconds = self.config.resources.image_seconds
                 reason = f"killed the process that worked on it, or took over {seconds:g} s, twice, while alone"
@@ -138,7 +157,9 @@ class SegmentShard:
                 done.append(self._failure(Item(row), error, "segment") | {"status": "poison"})
                 continue
             attempts.note(row["image_id"])
-            done += self._label([row])
+            [finished] = pa.Table.from_pylist(self._label([row]), COLUMNS).to_pylist()
+            attempts.keep(finished)
+            done.append(finished)
         return done
 
     def _note(self, shard: int | None, images: int, done: list[Row]) -> None:
@@ -159,6 +180,10 @@ class SegmentShard:
                 return Item(row, image=decode(data, self.config.max_pixels, self.config.input.truncated))
             except ImageError as error:
                 return Item(row, error=error)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a panic of a decoder in Rust is no Exception
+                return Item(row, error=ImageError("corrupt", f"{type(error).__name__}: {text_of(error)}"))
 
     def _segment(self, window: list[Item]) -> list["Future[Row]"]:
         """Segment what could be decoded and hand everything on to the encoding threads."""
@@ -179,11 +204,17 @@ class SegmentShard:
 
     def _finish(self, item: Item, result: "Segmentation | Exception | None") -> Row:
         """Encode a mask, or write down why there is none."""
-        if item.image is None or result is None:
+        if item.image is None:
             return self._failure(item, item.error, item.stage)
+        if result is None:
+            result = ImageError("wrong_result", "the segmenter returned None")
         if isinstance(result, Exception):
             return self._failure(item, result, "segment")
         with timed("encode", self.run.uri):
+            try:
+                refuse_wrong(result, item.image.pixels.shape[:2], len(self.classes))
+            except Exception as error:
+                return self._failure(item, error, "segment")
             try:
                 return self._success(item.row, item.image, result)
             except Exception as error:  # a codec's own limits; the other images are not affected
@@ -204,7 +235,11 @@ class SegmentShard:
         kind = error.kind if isinstance(error, ImageError) else type(error).__name__
         if error is not None and out_of_memory(error):
             kind = "out_of_memory"
-        reason = {"error_type": kind, "error_message": str(error)[:500], "stage": stage}
+        reason = {
+            "error_type": kind,
+            "error_message": text_of(error)[:500] if error is not None else "",
+            "stage": stage,
+        }
         return self._base(item.row, item.image) | {"status": "failed"} | reason
 
     def _base(self, row: Row, image: Decoded | None) -> Row:

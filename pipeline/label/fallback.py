@@ -8,12 +8,15 @@ devices.
 """
 
 import gc
+import itertools
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
+
+from cliper.pipeline.errors import ImageError, text_of
 
 if TYPE_CHECKING:
     from cliper.model.segmentation import Segmentation
@@ -76,12 +79,23 @@ class CarefulSegmenter:
 def attempt(
     segmenter: Segmenter, images: Sequence[np.ndarray], image_ids: Sequence[str]
 ) -> "list[Segmentation | Exception] | Exception":
-    """The segmentations, or the exception without its traceback, which would hold the tensors of its frames."""
+    """The segmentations, or the exception without its traceback: that would keep the tensors of its frames.
+
+    What is no Exception (a panic of a Rust library, an exit) is one here: it costs its images, not the run.
+    """
     failure: Exception
     try:
-        return [*segmenter.segment(images, image_ids)]
+        found = [*itertools.islice(segmenter.segment(images, image_ids), len(images) + 1)]
+        if len(found) == len(images):
+            return [*found]
+        count = "more" if len(found) > len(images) else str(len(found))
+        failure = ImageError("wrong_result", f"the segmenter returned {count} results for {len(images)} images")
     except Exception as error:
         failure = error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        failure = ImageError(type(error).__name__, text_of(error))
     failure.__traceback__ = failure.__context__ = failure.__cause__ = None
     _leave_if_the_device_is_lost(failure)
     if out_of_memory(failure):
@@ -93,7 +107,7 @@ def out_of_memory(error: Exception) -> bool:
     """Whether an error means that the device or the host ran out of memory."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+    return isinstance(error, RuntimeError) and any(sign in text_of(error) for sign in _SIGNS)
 
 
 def _release_memory() -> None:
@@ -115,5 +129,5 @@ def _leave_if_the_device_is_lost(failure: Exception) -> None:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
-        print(f"the GPU is lost: {error}, after {failure}", file=sys.stderr, flush=True)
+        print(f"the GPU is lost: {error}, after {text_of(failure)}", file=sys.stderr, flush=True)
         os._exit(DEVICE_LOST)

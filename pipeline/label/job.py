@@ -63,7 +63,7 @@ def open_job(
     if held is not None:
         held.enter_context(hold(output, storage))
     run = begin_run(output, storage, identity)
-    manifest = read_manifest(storage, output) or _list_corpus(run, entries, config, left_out)
+    manifest = read_manifest(storage, output) or _list_new(run, entries, config, left_out)
     return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
@@ -98,6 +98,20 @@ def _first_listed(storage: Storage, uri: str, config: JobConfig, left_out: LeftO
     if first is None:
         raise no_images(uri, left_out)
     return itertools.chain([first], entries)
+
+
+def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
+    """List the corpus of a run that has labeled nothing yet.
+
+    Raises RunError for one that holds labels: a new list may cut the corpus otherwise, and would lose and double
+    images.
+    """
+    if run.done_shards():
+        raise RunError(
+            f"{run.uri} holds labels, but its list of images (manifest/index.json) is gone; restore it, "
+            "or label into another folder (--new-run)"
+        )
+    return _list_corpus(run, entries, config, left_out)
 
 
 def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cliper.pipeline.config import InputConfig, JobConfig
 from cliper.pipeline.corpus.decode import decode, upright
@@ -18,8 +17,7 @@ from cliper.pipeline.report.images import colour, mask_layer, picture
 from cliper.pipeline.report.run_stats import Sampled
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
-from cliper.pipeline.run.shards import shard_file
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.run.reader import open_shard
 
 _COLUMNS = ("image_id", "width", "height", "orientation", "mask", "mask_codec", "classes", "confidence")
 _THREADS = 4
@@ -59,8 +57,8 @@ def read_pictures(run: Run, manifest: Manifest, picks: Iterable[Sampled]) -> dic
 
 
 def _read_shard(run: Run, manifest: Manifest, shard: int, places: Sequence[int]) -> dict[Place, Shown]:
-    with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-        rows = pq.ParquetFile(handle).read(list(_COLUMNS)).take(places).to_pylist()
+    with open_shard(run, shard) as file:
+        rows = file.read(list(_COLUMNS)).take(places).to_pylist()
     entries = manifest.read_shard(run.storage, run.uri, shard)
     column = run.identity.get("input", {}).get("image_column", InputConfig().image_column)
     loaded = load_entries(run.storage, shard, [entries[place] for place in places], column).to_pylist()

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
@@ -13,7 +12,7 @@ from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled,
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
-from cliper.pipeline.run.shards import shard_file
+from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
 
 CLASSES_SHOWN = 30  # with images
@@ -80,8 +79,8 @@ def _by_images(stats: RunStats) -> list[int]:
 
 
 def _model(run: Run, shard: int) -> str:
-    with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-        metadata = pq.ParquetFile(handle).schema_arrow.metadata or {}
+    with open_shard(run, shard) as file:
+        metadata = file.schema_arrow.metadata or {}
     return str(metadata.get(b"cliper.model", b"").decode())
 
 

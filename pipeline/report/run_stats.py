@@ -17,8 +17,8 @@ from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import read_tables
-from cliper.pipeline.run.shards import shard_file
 
 BINS = 20  # of a confidence histogram, each 0.05 wide
 PICKS = 2  # images kept per class and kind
@@ -130,7 +130,7 @@ class RunStats:
 
 
 def _bins(confidence: npt.NDArray[np.floating]) -> Integers:
-    return np.clip(confidence * BINS, 0, BINS - 1).astype(np.int64)
+    return np.clip(np.nan_to_num(confidence) * BINS, 0, BINS - 1).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def collect(run: Run, sample: int) -> Collected:
     The same run and sample give the same choice. Raises RunError if no shard is finished, or a file is damaged.
     """
     manifest = read_manifest(run.storage, run.uri)
-    done = sorted(run.done_shards())
+    done = labeled_shards(run)
     if manifest is None or not done:
         raise RunError(f"{run.uri} has no finished shard yet; `cliper label` with the same options continues it")
     read = choose_shards(manifest, done, sample)
@@ -171,8 +171,5 @@ def choose_shards(manifest: Manifest, done: Sequence[int], sample: int) -> list[
 
 
 def _read(run: Run, shard: int) -> pa.Table:
-    try:
-        tables = list(read_tables(run, _COLUMNS, shards=[shard]))
-    except (pa.ArrowException, OSError) as error:
-        raise RunError(f"{shard_file(shard)} of {run.uri} cannot be read: {error}") from error
+    tables = list(read_tables(run, _COLUMNS, shards=[shard]))
     return tables[0] if tables else pa.table({name: [] for name in _COLUMNS})

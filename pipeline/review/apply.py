@@ -15,6 +15,7 @@ from cliper.pipeline.review.select import choose
 from cliper.pipeline.run.corrections import Corrections, corrected_row, read_corrections, write_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import read_tables
 
 _LIGHT = ("image_id", "margin", "classes")
@@ -88,7 +89,7 @@ def _annotations(
 def _corrected(run: Run, annotations: Mapping[str, Mapping[str, Any]], source: str) -> list[dict[str, Any]]:
     """Rows of corrections.SCHEMA, in shard order."""
     current, rows, missing = read_corrections(run), [], set(annotations)
-    for shard in sorted(run.done_shards()):
+    for shard in labeled_shards(run):
         for ids in read_tables(run, ["image_id"], shards=[shard]):
             here = missing & set(ids["image_id"].to_pylist())
             missing -= here

@@ -21,6 +21,7 @@ from cliper.pipeline.export.formats.label_studio import image_url, task
 from cliper.pipeline.run.corrections import Corrections, read_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
+from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 _LIGHT = ("image_id", "margin", "classes")
@@ -89,7 +90,7 @@ def _candidates(
     run: Run, keep: RowFilter, corrections: Corrections, against: Run | None
 ) -> Iterator[tuple[int, dict[str, Any], float | None]]:
     columns = _LIGHT if against is None else (*_LIGHT, *_MASK)
-    for shard in sorted(run.done_shards()):
+    for shard in labeled_shards(run):
         for table in read_tables(run, columns, keep, [shard], corrections):
             others = _masks(against, shard) if against is not None else {}
             for row in table.to_pylist():

@@ -11,15 +11,21 @@ it.
 An image that never finishes is made to kill its process, with the same consequences (`HungWatch`).
 """
 
+import base64
 import faulthandler
 import json
+import math
 import re
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from cliper.pipeline.storage.backend import Storage, join
+
+Row = dict[str, Any]
 
 CAREFUL_AFTER = 2  # unfinished starts under one driver
 POISON_AFTER = 2  # deaths while the image was alone
@@ -35,8 +41,12 @@ class Attempts:
     uri: str
     starts: int = 0
     deaths: Counter[str] = field(default_factory=Counter)
-    current: str | None = None  # the current image, if they are labeled one by one
-    driver: str = ""  # the driver under which `starts` were counted
+    current: str | None = None  # the image at work, where they are taken one by one
+    driver: str = ""  # under which driver `starts` were counted
+    fresh: bool = False  # whether the process had done nothing before `current`
+    noted: float = 0.0  # when this was written, in seconds since 1970
+    overdue: bool = False  # whether the last start lasted so long that an image may have hung
+    done: list[Row] = field(default_factory=list)  # rows of images that were finished alone
 
     @classmethod
     def read(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts | None":
@@ -44,39 +54,87 @@ class Attempts:
         uri = attempts_file(run_uri, shard)
         try:
             found = json.loads(storage.read(uri))
-            return cls(storage, uri, found["starts"], Counter(found["deaths"]), found["current"], found["driver"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            known = cls(storage, uri, found["starts"], Counter(found["deaths"]), found["current"], found["driver"])
+            known.fresh, known.noted = found.get("fresh", True), found.get("noted", 0.0)
+            known.done = [_unpacked(row) for row in found.get("done", [])]
+            return known
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     @classmethod
-    def begin(cls, storage: Storage, run_uri: str, shard: int, driver: str) -> "Attempts":
-        """Read the shard's file, count a death for the image it names, and record this start.
+    def begin(
+        cls,
+        storage: Storage,
+        run_uri: str,
+        shard: int,
+        driver: str,
+        image_seconds: float = math.inf,
+        fresh: bool = True,
+    ) -> "Attempts":
+        """Read the shard's file, charge a death to the image it names, and note this start.
 
-        Attempts by another driver are not counted: they may have ended with that driver.
+        A death is the image's if its process had done nothing before, or if it came after `image_seconds`, the
+        time an image may take; else the process may have died of what came before, e.g. a leak, and the image is
+        tried in the next one first. `fresh`: whether this process has done nothing yet. Attempts by another driver
+        are not counted.
         """
         attempts = cls.read(storage, run_uri, shard) or cls(storage, attempts_file(run_uri, shard))
+        late = time.time() - attempts.noted >= image_seconds
         if attempts.driver != driver:
-            attempts.driver, attempts.starts, attempts.current = driver, 0, None
+            attempts.driver, attempts.starts, attempts.current, late = driver, 0, None, False
+        attempts.overdue = late and attempts.starts > 0
         attempts.starts += 1
-        if attempts.current is not None:
+        if attempts.current is not None and (attempts.fresh or late):
             attempts.deaths[attempts.current] += 1
-        attempts.note(None)
+        attempts.current, attempts.fresh = None, fresh
+        attempts._write()
         return attempts
 
     @property
     def careful(self) -> bool:
-        """Whether enough earlier starts died to label the images one by one."""
-        return self.starts > CAREFUL_AFTER or self.deaths.total() > 0
+        """Whether earlier starts died often enough, or so late, to go image by image."""
+        return self.starts > CAREFUL_AFTER or self.overdue or self.deaths.total() > 0 or bool(self.done)
 
     def is_poison(self, image_id: str) -> bool:
         """Whether the process died too often while it labeled this image alone."""
         return self.deaths[image_id] >= POISON_AFTER
 
     def note(self, image_id: str | None) -> None:
-        """Record the image that is labeled next."""
+        """Write down the image about to be touched."""
+        self.fresh = self.fresh and self.current is None
         self.current = image_id
-        content = {"starts": self.starts, "deaths": dict(self.deaths), "current": image_id, "driver": self.driver}
+        self._write()
+
+    def keep(self, row: Row) -> None:
+        """Remember the row of a finished image, so that the next attempt does not do it again.
+
+        It is written with the next `note`.
+        """
+        self.done.append(row)
+
+    def _write(self) -> None:
+        self.noted = time.time()
+        content = {
+            "starts": self.starts,
+            "deaths": dict(self.deaths),
+            "current": self.current,
+            "driver": self.driver,
+            "fresh": self.fresh,
+            "noted": self.noted,
+            "done": [_packed(row) for row in self.done],
+        }
         self.storage.write(self.uri, json.dumps(content).encode())
+
+
+def _packed(row: Row) -> Row:
+    """A row with its mask's bytes as text."""
+    mask = row["mask"]
+    return row if mask is None else row | {"mask": mask | {"bytes": base64.b64encode(mask["bytes"]).decode()}}
+
+
+def _unpacked(row: Row) -> Row:
+    mask = row["mask"]
+    return row if mask is None else row | {"mask": mask | {"bytes": base64.b64decode(mask["bytes"])}}
 
 
 class HungWatch:

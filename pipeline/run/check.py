@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.schema import file_version, label_schema, require_label_file
-from cliper.pipeline.run.shards import DIGEST, rows_digest, shard_file
+from cliper.pipeline.run.shards import DIGEST, SHARD, rows_digest, shard_file
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import check_seal
 
 NAMED = 3  # ids given as examples
 IDENTITY = (b"cliper.schema_version", b"cliper.classes", b"cliper.ignore_value", b"cliper.run_fingerprint")
@@ -77,10 +78,11 @@ def check_shard(job: ShardJob) -> ShardCheck:
 
 
 def read_labels(data: bytes) -> pa.Table:
-    """Read a label file of any schema version so far, with the columns it has, its page CRCs checked.
+    """Read a label file of any schema version so far, with the columns it has; its seal and page CRCs are checked.
 
     Raises OSError or pyarrow's errors for damage, ValueError for another kind of file or a newer version.
     """
+    check_seal(data)
     table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
     require_label_file(table.schema)
     return table
@@ -106,6 +108,8 @@ def _check_identity(check: ShardCheck, table: pa.Table, job: ShardJob) -> None:
     if file_version(table.schema) is not None:  # any version that read_labels accepts
         expected |= {IDENTITY[0]: stored[IDENTITY[0]]}
     wrong = [key for key in IDENTITY if stored.get(key) != expected[key]]
+    if stored.get(SHARD) not in (None, str(job.shard).encode()):
+        wrong.append(SHARD)
     if wrong:
         check.add("wrong_identity", f"{wrong[0].decode()} is {stored.get(wrong[0])!r:.80}")
     elif prints != {job.fingerprint}:

@@ -8,6 +8,7 @@ and who corrected it, when, and from which file. A person's word counts as confi
 """
 
 import hashlib
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS, by_name, class_entries
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.sealed import DamagedFileError, open_sealed, sealed_table
 
 Version = Literal["latest"] | int | None
 
+_WHICH = ["image_id", "corrected_at", "corrected_by", "mask"]
 _FILE = re.compile(r"v(\d{4,})/[0-9a-f]{16}\.parquet")
 
 SCHEMA = pa.schema(
@@ -95,21 +98,42 @@ def with_corrections(table: pa.Table, corrected: pa.Table) -> pa.Table:
 def write_corrections(run: Run, rows: Sequence[Mapping[str, Any]]) -> tuple[int, bool]:
     """Store rows of SCHEMA as the next version; returns (version, whether it is new).
 
-    The same corrections again are found by their hash and not stored twice. Two people who store at the same
-    moment may share a version number; their files have different names, so nothing is lost.
+    Rows that are stored already, or older than the image's correction in force, are not stored. If no other is
+    left, the version that holds the first of them, or the latest, is returned.
     """
-    content = hashlib.sha256()
-    for row in sorted(rows, key=lambda row: str(row["image_id"])):
-        content.update(repr((row["image_id"], row["corrected_by"], row["source"])).encode())
-        content.update(row["mask"]["bytes"])
-    name, known = f"{content.hexdigest()[:16]}.parquet", versions(run)
-    for number, files in known.items():
-        if any(file.endswith(name) for file in files):
-            return number, False
-    version = max(known, default=0) + 1
-    table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
-    run.storage.write_table(join(run.uri, "corrections", f"v{version:04d}", name), table)
+    stored, newest = _stored(run)
+    new = [row for row in rows if _key(row) not in stored and not _is_older(row, newest)]
+    if not new:
+        return next(
+            (stored[_key(row)] for row in rows if _key(row) in stored), max(versions(run), default=0)
+        ), False
+    version = max(versions(run), default=0) + 1
+    data = sealed_table(pa.Table.from_pylist([dict(row) for row in new], SCHEMA), compression="zstd")
+    name = f"{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    run.storage.write(join(run.uri, "corrections", f"v{version:04d}", name), data)
     return version, True
+
+
+def _stored(run: Run) -> tuple[dict[tuple[Any, ...], int], dict[str, Any]]:
+    """Every stored correction with its version, and the latest time of each image."""
+    stored: dict[tuple[Any, ...], int] = {}
+    newest: dict[str, Any] = {}
+    for version, names in versions(run).items():
+        for row in (
+            _read_version(run, names).select(["image_id", "corrected_at", "corrected_by", "mask"]).to_pylist()
+        ):
+            stored.setdefault(_key(row), version)
+            newest[row["image_id"]] = max(row["corrected_at"], newest.get(row["image_id"], row["corrected_at"]))
+    return stored, newest
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    digest = hashlib.sha256(row["mask"]["bytes"]).hexdigest()
+    return row["image_id"], row["corrected_at"], row["corrected_by"], digest
+
+
+def _is_older(row: Mapping[str, Any], newest: Mapping[str, Any]) -> bool:
+    return row["image_id"] in newest and row["corrected_at"] < newest[row["image_id"]]
 
 
 def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[str, Any]:
@@ -125,12 +149,19 @@ def corrected_row(run: Run, row: Mapping[str, Any], labels: np.ndarray) -> dict[
 
 
 def _read_version(run: Run, names: Sequence[str]) -> pa.Table:
-    tables = [by_name(run.storage.read_table(join(run.uri, "corrections", name)), SCHEMA) for name in names]
-    return pa.concat_tables(tables).sort_by("corrected_at")
+    tables = []
+    for name in names:
+        place = join(run.uri, "corrections", name)
+        try:
+            tables.append(by_name(open_sealed(io.BytesIO(run.storage.read(place)), whole=True).read(), SCHEMA))
+        except (DamagedFileError, pa.ArrowException, OSError, ValueError) as error:
+            raise RunError(f"{place} is damaged ({error}); remove it and apply its review again") from error
+    return pa.concat_tables(tables)
 
 
 def _last_of_each_image(tables: Sequence[pa.Table]) -> pa.Table:
-    """Of several corrections of an image, the one of the last version."""
+    """Of several corrections of an image, the one made last; of one time, that of the last version."""
     rows = pa.concat_tables(tables)
+    rows = rows.take(pc.sort_indices(rows, [("corrected_at", "ascending")]))  # stable: versions stay in order
     last = {image_id: place for place, image_id in enumerate(rows["image_id"].to_pylist())}
     return rows.take(pa.array(sorted(last.values()), pa.int64()))

@@ -11,15 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.manifest import Manifest
-from cliper.pipeline.errors import RunError, StorageError
+from cliper.pipeline.errors import RunError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, differences, identity_of
+from cliper.pipeline.run.reader import damaged, open_shard
 from cliper.pipeline.run.schema import COLUMNS, by_name
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import READERS, failures_of
@@ -74,11 +74,8 @@ def _failed_in(run: Run, shard: int, error_types: Collection[str]) -> Failed:
     causes = failures_of(run, shard)
     if causes is not None and not any(not error_types or cause in error_types for cause in causes):
         return Failed([], [])
-    try:
-        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            rows = pq.read_table(handle, columns=["image_id", "error_type", "attempts"]).to_pylist()
-    except (StorageError, pa.ArrowException, OSError) as error:
-        raise _damaged(shard, error) from error
+    with open_shard(run, shard) as file:
+        rows = file.read(["image_id", "error_type", "attempts"]).to_pylist()
     chosen = [
         r for r in rows if r["error_type"] is not None and (not error_types or r["error_type"] in error_types)
     ]
@@ -101,7 +98,7 @@ def merge_into_shard(run: Run, block: pa.Table) -> pa.Table:
     try:
         old = by_name(read_labels(run.storage.read(join(run.uri, shard_file(shard)))), COLUMNS)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(shard, error) from error
+        raise damaged(run, shard, error) from error
     merged = merge_rows(old, block.drop_columns(["shard"]))
     return merged.add_column(0, "shard", pa.array([shard] * len(merged), pa.int32()))
 
@@ -130,8 +127,3 @@ def forget_counts(run: Run, shards: Collection[int]) -> None:
     for name in [*results, *(name for _, name in counts)]:  # results first: where they are, all is counted
         with suppress(FileNotFoundError):
             run.storage.remove(join(folder, name))
-
-
-def _damaged(shard: int, error: Exception) -> RunError:
-    reason = (str(error).splitlines() or [""])[0][:200]
-    return RunError(f"{shard_file(shard)} cannot be read ({reason}); `cliper verify` says what is wrong")

@@ -117,6 +117,7 @@ def begin_run(uri: str, storage: Storage, identity: Mapping[str, Any]) -> Run:
     """Create the run folder, or continue it if it is of the same identity. Raises as `check_folder` does."""
     if not check_folder(uri, storage, identity):
         content = {"identity": identity, "fingerprint": fingerprint(identity), "created": _now()}
+        content["digest"] = _digest(content)
         storage.write_json(join(uri, "run.json"), content, indent=2)
     return Run(absolute(uri), storage, identity)
 
@@ -127,12 +128,10 @@ def check_folder(uri: str, storage: Storage, identity: Mapping[str, Any]) -> boo
     Raises RunError naming the first keys that differ, or if the folder holds something else.
     """
     try:
-        stored = storage.read_json(join(uri, "run.json"))["identity"]
+        stored = _stored_identity(uri, storage)
     except FileNotFoundError:
         _refuse_foreign_folder(uri, storage)
         return False
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise RunError(f"{join(uri, 'run.json')} is not a run's identity; choose another output") from error
     different = list(differences(stored, identity))
     if different:
         more = len(different) - _NAMED
@@ -158,9 +157,28 @@ def free_folder(uri: str, storage: Storage) -> str:
 def read_run(uri: str, storage: Storage) -> Run:
     """Open an existing run folder for reading. Raises RunError if it is none."""
     try:
-        return Run(absolute(uri), storage, storage.read_json(join(uri, "run.json"))["identity"])
-    except FileNotFoundError as error:
+        return Run(absolute(uri), storage, _stored_identity(uri, storage))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunError(f"{uri} is not a run folder: it has no run.json") from error
+
+
+def _stored_identity(uri: str, storage: Storage) -> dict[str, Any]:
+    """The identity in run.json. Raises RunError for a damaged file, FileNotFoundError without one."""
+    file = join(uri, "run.json")
+    try:
+        content = json.loads(storage.read(file))
+        identity: dict[str, Any] = content["identity"]
+        known, digest = content.get("fingerprint", ""), content.pop("digest", None)
+        class_names(identity)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{file} is damaged, or is not a run's identity; choose another output") from error
+    if (known and known != fingerprint(identity)) or (digest is not None and digest != _digest(content)):
+        raise RunError(f"{file} is damaged: it is not what was written; restore it, or choose another output")
+    return identity
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Timer
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,17 @@ from cliper.pipeline.errors import FilterError, RunError
 from cliper.pipeline.extras import require
 from cliper.pipeline.run.corrections import NO_CORRECTIONS, Corrections, with_corrections
 from cliper.pipeline.run.folder import Run, class_names
+from cliper.pipeline.run.reader import labeled_shards, open_shard
 from cliper.pipeline.run.schema import COLUMNS, by_name, label_columns, require_label_file
-from cliper.pipeline.run.shards import shard_file
-from cliper.pipeline.storage.backend import join
 
+SQL_SECONDS = 30.0  # for one condition over one shard
+# A condition reads the rows and nothing else: no files, no network, no variables of this process.
+_SQL_SETTINGS = (
+    "enable_external_access = false",
+    "python_enable_replacements = false",
+    "memory_limit = '1GB'",
+    "lock_configuration = true",
+)
 STATUSES = ("ok", "failed", "poison")
 METADATA = tuple(name for name in COLUMNS.names if name != "mask")
 
@@ -99,13 +107,13 @@ def read_tables(
 
     Holds one shard at a time. Masks are not read where no row of a shard passes; shards without such a row
     yield nothing. `corrections` (of read_corrections) take the place of the model's rows before the filter.
-    Raises FilterError, see RowFilter.check.
+    Raises FilterError, see RowFilter.check, or RunError for a damaged or foreign file.
     """
     keep.check(class_names(run.identity))
     wanted = list(COLUMNS.names if columns is None else columns)
-    for shard in sorted(run.done_shards()) if shards is None else shards:
-        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            table = _read_shard(pq.ParquetFile(handle), wanted, keep, corrections.of_shard(shard))
+    for shard in labeled_shards(run) if shards is None else shards:
+        with open_shard(run, shard) as file:
+            table = _read_shard(file, wanted, keep, corrections.of_shard(shard))
         if len(table):
             yield table
 
@@ -149,15 +157,28 @@ def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
 
     rows = metadata.append_column("_place", pa.array(np.arange(len(metadata)), pa.int64()))
     connection = duckdb.connect()
-    connection.execute("SET enable_external_access = false")  # a condition reads the rows and nothing else
+    stop = Timer(SQL_SECONDS, connection.interrupt)
     try:
-        connection.register("rows", rows)
-        found = connection.execute(f"SELECT _place FROM rows WHERE ({condition}\n) ORDER BY _place")
-        return found.fetchnumpy()["_place"].astype(np.int64)
-    except duckdb.Error as error:
-        reason = str(error).splitlines()[0]
+        for setting in _SQL_SETTINGS:
+            connection.execute(f"SET {setting}")
+        stop.start()
+        # One expression and nothing else: text that closes a parenthesis or goes on after it does not parse.
+        holds = duckdb.SQLExpression(condition)
+        return (
+            connection.from_arrow(rows)
+            .filter(holds)
+            .select("_place")
+            .order("_place")
+            .fetchnumpy()["_place"]
+            .astype(np.int64)
+        )
+    except duckdb.InterruptException as error:
+        raise FilterError(f"the condition '{condition:.200}' takes more than {SQL_SECONDS:g} s a shard") from error
+    except (duckdb.Error, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
         raise FilterError(
-            f"the condition '{condition}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
+            f"the condition '{condition:.200}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
         ) from error
     finally:
+        stop.cancel()
         connection.close()

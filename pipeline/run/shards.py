@@ -4,7 +4,6 @@ Every file can be checked by itself: its pages carry CRCs, and its metadata a di
 """
 
 import hashlib
-import io
 import json
 import re
 import time
@@ -13,16 +12,17 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import SealedWriter
 from cliper.pipeline.telemetry import committed
 
 # A shard is one row group unless it is very large: readers that scan one column touch little else.
 ROW_GROUP = 1024
 
 DIGEST = b"cliper.digest"  # file metadata: see rows_digest
+SHARD = b"cliper.shard"  # file metadata: the shard's number
 FAILURES = b"cliper.failures"  # file metadata: JSON, error_type to number of rows
 
 _SHARD_NAME = re.compile(r"shard-(\d{6,})\.parquet")
@@ -60,7 +60,7 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
     if len(shards) != 1:
         raise ValueError(f"a block must be one shard, got {len(shards)}: {shards[:5]}")
     labels = table.drop_columns(["shard"]).cast(schema)
-    data = encode(labels)
+    data = encode(labels, shards[0])
     storage.write(join(run_uri, shard_file(shards[0])), data)
     forget_attempts(storage, run_uri, shards[0])
     failed = [kind for kind in labels.column("error_type").to_pylist() if kind is not None]
@@ -76,19 +76,18 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
     )
 
 
-def encode(labels: pa.Table) -> bytes:
-    """Parquet bytes of a label table, DIGEST and FAILURES in its metadata.
+def encode(labels: pa.Table, shard: int | None = None) -> bytes:
+    """Parquet bytes of a label table, sealed; DIGEST, FAILURES and the number of its shard in its metadata.
 
     zstd; no dictionaries where every value differs.
     """
     failures = Counter(kind for kind in labels.column("error_type").to_pylist() if kind is not None)
     added = {DIGEST: rows_digest(labels).encode(), FAILURES: json.dumps(failures, sort_keys=True).encode()}
     labels = labels.replace_schema_metadata((labels.schema.metadata or {}) | added)
-    buffer = io.BytesIO()
     repeated = ["mask_codec", "status", "error_type", "stage", "run_fingerprint"]
-    options = {"compression": "zstd", "row_group_size": ROW_GROUP, "use_dictionary": repeated}
-    pq.write_table(labels, buffer, write_page_checksum=True, **options)
-    return buffer.getvalue()
+    writer = SealedWriter(labels.schema, compression="zstd", use_dictionary=repeated)
+    writer.write(labels, ROW_GROUP)
+    return writer.close({} if shard is None else {SHARD.decode(): str(shard)})
 
 
 def rows_digest(labels: pa.Table) -> str:

@@ -12,16 +12,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cliper.pipeline.corpus.manifest import read_manifest
-from cliper.pipeline.errors import StorageError
+from cliper.pipeline.errors import RunError, StorageError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, attempted_shard
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
-from cliper.pipeline.run.shards import FAILURES, shard_file, shard_number
+from cliper.pipeline.run.reader import open_shard
+from cliper.pipeline.run.shards import FAILURES, shard_number
 from cliper.pipeline.storage.backend import join
 
 RECENT = 64  # shards whose times give the rate
@@ -137,11 +135,11 @@ def failure_causes(run: Run, shards: Sequence[int]) -> tuple[dict[str, int], int
 def failures_of(run: Run, shard: int) -> dict[str, int] | None:
     """Failed images of one shard by error_type, from the file's footer; None if it cannot be read."""
     try:
-        with run.storage.open(join(run.uri, shard_file(shard))) as handle:
-            metadata = pq.read_metadata(handle).metadata or {}
+        with open_shard(run, shard, most=0) as file:
+            metadata = file.metadata.metadata or {}
         found: dict[str, int] = json.loads(metadata[FAILURES])
-    except (StorageError, pa.ArrowException, OSError, ValueError, KeyError):
-        return None  # `cliper verify` reports the reason
+    except (RunError, StorageError, ValueError, KeyError):
+        return None  # `cliper verify` says why
     return found
 
 

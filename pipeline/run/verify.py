@@ -16,15 +16,14 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, refuse_collisions
-from cliper.pipeline.errors import InputError, StorageError
+from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, open_part, refuse_collisions
+from cliper.pipeline.errors import InputError, RunError, StorageError
 from cliper.pipeline.parallel import cpus, map_ahead
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.leftovers import Orphan, orphan_files, orphan_uploads
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.run.shards import shard_number
 
 SHARDS_PER_PROCESS = 8  # fewer are not worth starting another process for
 SHOWN = 100  # problems kept with their words; all are counted
@@ -57,6 +56,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    broken_shards: list[int] = field(default_factory=list)  # whose file is not what was written
 
     @property
     def whole(self) -> bool:
@@ -71,6 +71,9 @@ class Report:
 
     def merge(self, check: ShardCheck) -> None:
         """Add one shard."""
+        shard = shard_number(check.file.removeprefix("labels/"))
+        if check.problems and shard is not None:
+            self.broken_shards.append(shard)
         self.rows += check.rows
         self.failed += check.failed
         for problem in check.problems:
@@ -122,7 +125,7 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
     for part in manifest.parts:
         try:
             shards = read_ids(run, part)
-        except (StorageError, pa.ArrowException, OSError) as error:
+        except (RunError, StorageError, pa.ArrowException, OSError) as error:
             readable = False
             report.add(Problem("unreadable", f"manifest/{part.file}", f"{type(error).__name__}: {error}"))
             report.add(Problem("missing", f"manifest/{part.file}", "all of its images", sum(part.images)))
@@ -143,8 +146,7 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
 
 def read_ids(run: Run, part: Part) -> list[list[str]]:
     """The image ids of each shard of a manifest file. Raises what Parquet and storage raise."""
-    with run.storage.open(join(run.uri, "manifest", part.file)) as handle:
-        file = pq.ParquetFile(handle)
+    with open_part(run.storage, run.uri, part, whole=True) as file:
         groups = range(len(part.images))
         return [file.read_row_group(group, columns=["image_id"]).column(0).to_pylist() for group in groups]
 

@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from cliper.pipeline.errors import StorageError
+from cliper.pipeline.errors import StorageError, text_of
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
+    forbids,
     is_transient,
     refuses_keys,
     with_retries,
@@ -57,7 +58,10 @@ class Storage:
             return fsspec.filesystem("file"), LocalFileSystem._strip_protocol(uri)  # never chained at "::"
         if not uri.startswith("s3://"):
             return _open_filesystem(uri, self.options)
-        filesystem = fsspec.filesystem("s3", **s3_options(self.options))
+        try:
+            filesystem = fsspec.filesystem("s3", **s3_options(self.options))
+        except (TypeError, ValueError):  # their texts repeat values
+            raise StorageError(f"s3:// does not take these storage options: {', '.join(self.options)}") from None
         filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
         return filesystem, uri.removeprefix("s3://").rstrip("/")
 
@@ -135,7 +139,8 @@ class Storage:
 
         results = fetch_with_retries(fetch, len(uris))
         errors = [result for result in results if isinstance(result, Exception)]
-        unreachable = len(errors) == len(uris) > 1 and all(is_transient(error) for error in errors)
+        none = len(errors) == len(uris)
+        unreachable = none and len(uris) > 1 and all(is_transient(error) or forbids(error) for error in errors)
         for uri, result in zip(uris, results, strict=True):
             if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
                 raise refusal(uri, result) from result
@@ -310,21 +315,40 @@ def absolute(uri: str) -> str:
 def _open_filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     """Return (fsspec filesystem, path inside it) for a remote URI. Raises StorageError."""
     scheme = uri.partition("://")[0]
+    check_scheme(uri, scheme)
     if scheme in ("http", "https"):
         return web_filesystem(options), uri
-    if scheme not in fsspec.available_protocols():
-        raise StorageError(
-            f"{uri}: no storage is called {scheme}://; use a local path, s3://, gs://, az:// or http(s)://"
-        )
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        # Not fsspec.core.url_to_fs: that would chain file systems at "::".
+        kind = fsspec.get_filesystem_class(scheme)
+        filesystem, path = kind(**(kind._get_kwargs_from_urls(uri) | dict(options))), kind._strip_protocol(uri)
     except ImportError as error:
         package = _PACKAGES.get(scheme)
         remedy = f"pip install {package}" if package else explain(error)
         raise StorageError(f"{scheme}:// needs another package: {remedy}") from error
+    except TypeError:  # its text may repeat values
+        raise StorageError(f"{scheme}:// does not take these storage options: {', '.join(options)}") from None
     except Exception as error:  # every backend has its own for missing accounts and wrong options
         raise StorageError(f"cannot open {uri}: {explain(error)}; options go in --storage-option") from error
     return filesystem, path
+
+
+# Stores that a URI of an input, a list or a run may name. fsspec reaches far more: caches and archives of any
+# other URI, hosts over SSH, the driver's own Git repositories.
+SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "adl", "hf", "http", "https", "memory")
+MORE_SCHEMES = "CLIPER_SCHEMES"  # environment: further ones, separated by commas
+
+
+def check_scheme(uri: str, scheme: str) -> None:
+    """Raise StorageError for a scheme that is not allowed; several in one URI ("a::b://") never are."""
+    allowed = (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").replace(" ", "").split(","))
+    if scheme not in allowed or "::" in scheme:
+        raise StorageError(
+            f"{uri:.200}: {scheme}:// is not read; use a local path, s3://, gs://, az:// or http(s)://. "
+            f"The variable {MORE_SCHEMES} allows others that fsspec has; URIs chained with '::' are never read"
+        )
+    if scheme not in fsspec.available_protocols():
+        raise StorageError(f"{uri:.200}: fsspec has no storage called {scheme}://")
 
 
 _PACKAGES = {"gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs"}
@@ -362,7 +386,7 @@ def refusal(uri: str, error: Exception) -> StorageError:
 
 def explain(error: Exception) -> str:
     """One line on what a storage error means and what to check."""
-    reason = (str(error).splitlines() or [""])[0][:300]
+    reason = (text_of(error).splitlines() or [""])[0][:300]
     hints = {
         "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",
         "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --storage-option anon=true",

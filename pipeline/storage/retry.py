@@ -86,6 +86,12 @@ def refuses_keys(error: BaseException) -> bool:
     return answer is not None and answer[0] in _KEYS
 
 
+def forbids(error: BaseException) -> bool:
+    """Return whether the store refused access to the object: its own matter, or that of all of them."""
+    answer = _answer(error)
+    return isinstance(error, PermissionError) or (answer is not None and answer[1] == 403)
+
+
 def error_code(error: BaseException) -> str:
     """The store's own code of an error, e.g. "NoSuchKey" or "412"; "" if it did not answer."""
     answer = _answer(error)

@@ -239,7 +239,7 @@ def test_a_single_s3_object(tmp_path: Path) -> None:
         ("gs://bucket/x", "pip install gcsfs"),
         ("az://c/x", "pip install adlfs"),
         ("abfs://c/x", "pip install adlfs"),
-        ("nope://x/y", "no storage is called nope://"),
+        ("nope://x/y", "nope:// is not read"),
         ("http://127.0.0.1:9/x.csv", "does not exist or its server does not answer"),
         ("~/no such folder", f"{Path.home()}/no such folder does not exist"),
         ("/dev/null/x", "does not exist"),

@@ -2,6 +2,7 @@
 
 import io
 import multiprocessing
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -195,7 +196,7 @@ def test_a_missing_or_changed_image_raises_or_is_skipped(tmp_path: Path, caplog:
     Image.new("RGB", (5, 5)).save(tmp_path / "images" / "part1" / "photo-00001.jpg")
     assert len(list(MaskDataset(run, on_error="skip"))) == 4
     assert "left out part0/photo-00000.jpg" in caplog.text
-    assert "left out part1/photo-00001.jpg: it is 5 x 5 pixels now, its mask 64 x 48" in caplog.text
+    assert re.search(r"left out part1/photo-00001.jpg: [\d,]+ bytes; [\d,]+ were listed", caplog.text)
     with pytest.raises(InputError, match=r"image 'part0/photo-00000.jpg' cannot be read"):
         list(MaskDataset(run, shuffle=False))
     loader: DataLoader[Any] = DataLoader(MaskDataset(run, shuffle=False), num_workers=1)

@@ -1,15 +1,18 @@
 """`cliper serve`: a preview equals the mask of a run with its settings, and the page works in a real browser."""
 
 import io
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -321,6 +324,43 @@ def test_nothing_is_reported_to_gradio(address: str) -> None:
         content = answer.read().decode()
     assert '"analytics_enabled":false' in content
     assert "fonts.googleapis.com" not in content
+
+
+def post(address: str, payload: Any, **headers: str) -> tuple[int, str]:
+    """Press the button by the API, and wait for the answer."""
+    request = urllib.request.Request(
+        f"{address}/gradio_api/call/label", json.dumps(payload).encode(), {"Content-Type": "application/json"}
+    )
+    for name, value in headers.items():
+        request.add_header(name, value)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as answer:
+            event = json.load(answer)["event_id"]
+        with opener.open(f"{address}/gradio_api/call/label/{event}", timeout=60) as answer:
+            return 200, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_files_of_the_server_are_not_read(address: str, tmp_path: Path) -> None:
+    """A path without Gradio's `meta` is not checked by Gradio."""
+    (tmp_path / "secret.txt").write_text("TOP-SECRET")
+    (tmp_path / "photo.jpg").write_bytes(turned_scene())
+    os.mkfifo(tmp_path / "fifo.jpg")
+    settings = ["donut", "sand", 0.05, 0.2, False]
+    for name in ("secret.txt", "photo.jpg", "fifo.jpg", "nothing.jpg"):
+        code, text = post(address, {"data": [{"path": str(tmp_path / name)}, *settings]})
+        assert code == 200
+        assert "this is not an uploaded image" in text
+        assert "TOP-SECRET" not in text
+
+
+def test_other_sites_and_other_hosts_are_refused(address: str) -> None:
+    data = {"data": [None, "donut", "sand", 0.05, 0.2, False]}
+    assert "Choose an image first" in post(address, data, Origin=address)[1]
+    assert post(address, data, Origin="http://evil.example")[0] == 403
+    assert post(address, data, Host="evil.example")[0] == 403
 
 
 def test_shipped_examples_are_small_images() -> None:

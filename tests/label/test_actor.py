@@ -135,7 +135,7 @@ def test_uris_that_cannot_be_opened_are_rows(tmp_path: Path) -> None:
     entries = [Entry(str(i), uri) for i, uri in enumerate(uris)]
     loaded = load_entries(Storage(), 0, entries, "image").to_pylist()
     assert [row["error_type"] for row in loaded] == [None, "unreadable", "unreadable", "unreadable", None]
-    assert "no storage is called foo://" in loaded[1]["error_message"]
+    assert "foo:// is not read" in loaded[1]["error_message"]
 
 
 @settings(max_examples=50, deadline=None)

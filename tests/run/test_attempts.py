@@ -39,7 +39,8 @@ def test_poison_is_remembered_after_its_driver_ends(tmp_path: Path) -> None:
 
 
 def run_watched(seconds: float, body: str) -> subprocess.CompletedProcess[str]:
-    code = f"import time\nfrom pipeline.poison import HungWatch\nwith HungWatch({seconds}) as watch:\n    {body}\n"
+    imports = "import time\nfrom cliper.pipeline.run.attempts import HungWatch\n"
+    code = f"{imports}with HungWatch({seconds}) as watch:\n    {body}\n"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -165,7 +165,7 @@ def test_damaged_files_are_named_before_anything_is_done(tmp_path: Path) -> None
     write_corpus(tmp_path / "corpus", 10, broken_each=1)
     run = label_small(tmp_path / "corpus", tmp_path / "run")
     Path(run.uri, shard_file(1)).write_bytes(b"PAR1")
-    with pytest.raises(RunError, match=r"labels/shard-000001.parquet cannot be read .*`cliper verify` says"):
+    with pytest.raises(RunError, match=r"labels/shard-000001.parquet of .* is damaged .*cliper verify --repair"):
         failed_of(run)
 
 

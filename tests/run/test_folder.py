@@ -61,7 +61,7 @@ def test_foreign_folders_are_not_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"identity": 3', "null"])
 def test_damaged_run_json(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
-    with pytest.raises(RunError, match="is not a run's identity"):
+    with pytest.raises(RunError, match="is damaged, or is not a run's identity"):
         begin_run(str(tmp_path), LOCAL, identity())
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cliper.model.errors import CliperError
 from cliper.pipeline.errors import FilterError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.rows import ALL_ROWS, METADATA, RowFilter, read_tables
@@ -158,9 +159,38 @@ def test_mistakes_are_named_before_anything_is_read(run: Run, keep: RowFilter, m
 
 def test_sql_without_duckdb_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "duckdb", None)
-    with pytest.raises(FilterError, match=r"pip install 'cliper\[export\]'"):
+    with pytest.raises(CliperError, match=r"pip install 'cliper\[export\]'"):
         RowFilter(where="width > 1").check(class_names(run.identity))
 
 
 def test_metadata_is_everything_but_the_mask() -> None:
     assert set(COLUMNS.names) - set(METADATA) == {"mask"}
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "true) OR (true",
+        "true); DROP TABLE rows; --",
+        "status = 'ok') UNION ALL SELECT 0 FROM (SELECT 1",
+        "true, false",
+        "true ORDER BY image_id",
+        "image_id IN (SELECT content FROM read_text('/etc/hostname'))",
+        "image_id IN (SELECT image_id FROM 'labels/*.parquet')",
+        "EXISTS (SELECT 1 FROM secret_table)",
+    ],
+)
+def test_a_condition_stays_inside_its_query(run: Run, condition: str) -> None:
+    import pandas as pd  # DuckDB would find a variable of this process by its name
+
+    secret_table = pd.DataFrame({"a": [1]})
+    assert len(secret_table) == 1
+    with pytest.raises(FilterError, match="is not valid SQL here"):
+        rows(run, RowFilter(where=condition))
+
+
+def test_a_condition_has_limited_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliper.pipeline.run.rows.SQL_SECONDS", 1.0)
+    endless = "(SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 7) > width"
+    with pytest.raises(FilterError, match="takes more than 1 s"):
+        rows(run, RowFilter(where=endless))

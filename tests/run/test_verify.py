@@ -90,7 +90,7 @@ def test_two_files_swapped(run: Run) -> None:
     data = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(data)
-    assert found(run) == {"missing": 16, "foreign": 16}
+    assert found(run) == {"missing": 16, "foreign": 16, "wrong_identity": 2}
 
 
 def test_rows_changed_behind_the_digest(run: Run) -> None:

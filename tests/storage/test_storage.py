@@ -221,3 +221,36 @@ def test_a_local_folder_without_permission_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "mkdir", refuse)  # root may write anywhere
     with pytest.raises(StorageError, match="Permission denied; check its owner and mode"):
         Storage().write(str(tmp_path / "run" / "file"), b"")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "simplecache::file:///etc/passwd",
+        "filecache::s3://bucket/key",
+        "tar://a.jpg::file:///tmp/a.tar",
+        "zip://*::http://host/a.zip",
+        "github://owner:repo@main/file",
+        "git://./",
+        "sftp://host/file",
+        "reference://x",
+        "blockcache::memory://x",
+        "dask::file:///etc/passwd",
+        "data:text/plain;base64,QQ==://",
+    ],
+)
+def test_schemes_are_an_allow_list(uri: str) -> None:
+    """Lists name URIs; what fsspec could chain or fetch besides stores of images is not read."""
+    [found] = Storage().read_many([uri], [None])
+    assert isinstance(found, StorageError)
+    assert "is not read" in str(found)
+    with pytest.raises(StorageError, match="is not read"):
+        Storage().read(uri)
+
+
+def test_another_scheme_is_allowed_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLIPER_SCHEMES", "local, zip")
+    (tmp_path / "a").write_bytes(b"here")
+    assert Storage().read(f"local://{tmp_path}/a") == b"here"
+    with pytest.raises(StorageError, match="is not read"):
+        Storage().read(f"simplecache::local://{tmp_path}/a")

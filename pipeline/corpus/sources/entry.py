@@ -1,5 +1,7 @@
 """What a source yields."""
 
+import tarfile
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,9 @@ LONGEST_ID = 4096  # characters
 class Entry:
     """One image: a file, a byte range of a file (`offset`, `bytes`), or a row of a Parquet file (`row`).
 
-    `bytes` is the encoded size; for a row it is the mean of its row group, number `group` of the file.
+    `bytes` is the encoded size; for a row it is the mean of its row group, number `group` of the file. `stamp` is
+    what else tells the image from one that took its place: of a member of a tar, see `header_stamp`; of a row,
+    the column that holds its id.
     """
 
     image_id: str
@@ -21,6 +25,7 @@ class Entry:
     offset: int | None = None
     row: int | None = None
     group: int | None = None
+    stamp: str | None = None
 
     @property
     def place(self) -> str:
@@ -37,6 +42,12 @@ class Entry:
         if self.row is not None:
             return "give every row another value in the id column, or name another column (--id-column)"
         return "give every line of the list another id in a column (--id-column), or remove one of the two"
+
+
+def header_stamp(header: tarfile.TarInfo, own_name: bool) -> str:
+    """What a tar's header says of its member: checksum, size, time and, if the header holds it whole, the name."""
+    name = zlib.crc32(header.name.encode("utf-8", "surrogateescape")) if own_name else 0
+    return f"{header.chksum} {header.size} {int(header.mtime)} {name}"
 
 
 def checked_id(value: Any, where: str) -> str:

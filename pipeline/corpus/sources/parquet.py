@@ -37,13 +37,14 @@ def list_parquet_images(storage: Storage, uri: str, config: InputConfig, left_ou
 
 
 def _entries(file: pq.ParquetFile, stem: str, uri: str, config: InputConfig) -> Iterator[Entry]:
+    stamp = config.id_column if config.id_column in file.schema_arrow.names else None
     ids = _row_ids(file, stem, uri, config.id_column)
     row = 0
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         size = _column_bytes(file.metadata.row_group(group), config.image_column) // max(rows, 1)
         for _ in range(rows):
-            yield Entry(next(ids), uri, size, row=row, group=group)
+            yield Entry(next(ids), uri, size, row=row, group=group, stamp=stamp)
             row += 1
 
 

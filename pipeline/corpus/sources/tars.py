@@ -9,7 +9,7 @@ from typing import Any
 
 from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.left_out import LeftOut
-from cliper.pipeline.corpus.sources.entry import Entry
+from cliper.pipeline.corpus.sources.entry import Entry, header_stamp
 from cliper.pipeline.corpus.sources.files import Found, find
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
@@ -141,7 +141,11 @@ class _TarReader:
     def _add_image(self, name: str, member: tarfile.TarInfo) -> None:
         image_id = f"{self.stem}/{name}"
         if self.selection.image(name, image_id):
-            self.listed.entries.append(Entry(image_id, self.tar.uri, member.size, offset=member.offset_data))
+            alone = member.offset_data - member.offset == BLOCK  # no header of a long name before its own
+            stamp = header_stamp(member, own_name=True) if alone else None
+            self.listed.entries.append(
+                Entry(image_id, self.tar.uri, member.size, offset=member.offset_data, stamp=stamp)
+            )
 
 
 def _joined(folder: str, target: str) -> str:

@@ -1,0 +1,52 @@
+"""Check what a segmenter returns before it becomes a row of status ok."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cliper.pipeline.errors import ImageError
+
+if TYPE_CHECKING:
+    from cliper.model.labels import Segmentation
+
+_FEW = 8  # labels up to which counting them one by one is faster than counting all at once
+
+
+def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> None:
+    """Raise ImageError of kind `wrong_result` unless `found` is the result of an image of `size` (height, width).
+
+    Labels are integers [height, width] from 0 to `classes`, `pixels` counts them, presence is [classes],
+    statistics per class are [classes + 1], and presence and confidence are finite where they go into a row.
+    """
+    labels = found.labels
+    if not isinstance(labels, np.ndarray) or labels.dtype.kind not in "iu" or labels.shape != size:
+        what = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+        raise ImageError("wrong_result", f"labels are {what}, not integers {size}")
+    if int(labels.min()) < 0 or int(labels.max()) > classes:
+        raise ImageError("wrong_result", f"labels are {labels.min()} to {labels.max()}; the list has {classes}")
+    _check_counts(labels, _array(found.pixels, "pixels", classes + 1))
+    present = np.flatnonzero(found.pixels)
+    _array(found.class_margin, "class_margin", classes + 1)
+    overall = _array([found.confidence, found.confidence_p10], "confidence", 2)
+    scores = [_array(found.presence, "presence", classes), overall]
+    for name in ("class_confidence", "class_confidence_p10"):
+        scores.append(_array(getattr(found, name), name, classes + 1)[present])
+    if not np.all(np.isfinite(np.concatenate(scores))):
+        raise ImageError("wrong_result", "presence or confidence is not a finite number")
+
+
+def _array(values: Any, name: str, length: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.shape != (length,) or array.dtype.kind not in "iuf":
+        raise ImageError("wrong_result", f"{name} is {array.dtype} {array.shape}, not numbers ({length},)")
+    return array
+
+
+def _check_counts(labels: np.ndarray, pixels: np.ndarray) -> None:
+    present = np.flatnonzero(pixels).tolist()
+    if len(present) > _FEW:
+        right = np.array_equal(np.bincount(labels.ravel(), minlength=len(pixels)), pixels)
+    else:
+        right = pixels.sum() == labels.size and all(np.count_nonzero(labels == k) == pixels[k] for k in present)
+    if not right:
+        raise ImageError("wrong_result", "`pixels` does not count the labels")

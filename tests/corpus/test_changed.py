@@ -1,0 +1,86 @@
+"""A corpus that changes between listing and reading: what differs is a failed row, not another image."""
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cliper.pipeline.config import InputConfig
+from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.sources import Entry, list_entries
+from cliper.pipeline.storage.backend import Storage
+from tests.support.fakes import jpeg
+
+LOCAL = Storage()
+
+
+def listed(uri: Path, form: str = "auto") -> list[Entry]:
+    return list(list_entries(LOCAL, str(uri), InputConfig.model_validate({"format": form})))
+
+
+def outcome(entries: Sequence[Entry]) -> dict[str, str | None]:
+    rows = load_entries(LOCAL, 0, entries, "image").to_pylist()
+    return {row["image_id"]: row["error_type"] for row in rows}
+
+
+def write_tar(path: Path, names: Sequence[str], data: bytes, **options: object) -> None:
+    with tarfile.open(path, "w", **options) as archive:  # type: ignore[call-overload]
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+LONG = "folder/" * 20 + "x.jpg"
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_that_changed_places(tmp_path: Path, form: int) -> None:
+    """Same sizes, same offsets, same sum of the names' bytes: only the order is another."""
+    write_tar(tmp_path / "a.tar", ["img_12.jpg", "img_21.jpg", "é.jpg"], jpeg(1), format=form)
+    entries = listed(tmp_path / "a.tar")
+    assert set(outcome(entries).values()) == {None}
+    write_tar(tmp_path / "a.tar", ["img_21.jpg", "img_12.jpg", "é.jpg"], jpeg(1), format=form)
+    assert outcome(entries) == {"a/img_12.jpg": "changed", "a/img_21.jpg": "changed", "a/é.jpg": None}
+
+
+def test_long_names_links_and_a_cut(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in (LONG, "b.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = len(jpeg(1))
+            archive.addfile(member, io.BytesIO(jpeg(1)))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "b.jpg"
+        archive.addfile(link)
+    entries = listed(tmp_path / "a.tar")
+    assert outcome(entries) == {f"a/{LONG}": None, "a/b.jpg": None, "a/link.jpg": None}
+    data = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(data[: (entries[1].offset or 0) + 10])
+    assert outcome(entries)["a/b.jpg"] == "truncated"
+    (tmp_path / "a.tar").write_bytes(b"\0" * len(data))
+    assert outcome(entries)["a/b.jpg"] == "changed"
+
+
+def test_a_file_of_another_size(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    (tmp_path / "b.jpg").write_bytes(jpeg(2))
+    entries = listed(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(jpeg(1)[:-5])
+    assert outcome(entries) == {"a.jpg": "changed", "b.jpg": None}
+
+
+def test_rows_that_changed_places(tmp_path: Path) -> None:
+    def write(ids: Sequence[int]) -> None:
+        table = pa.table({"image_id": list(ids), "image": [jpeg(i) for i in ids]})
+        pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+
+    write([1, 2, 3, 4])
+    entries = listed(tmp_path / "a.parquet", "parquet")
+    assert outcome(entries) == {"1": None, "2": None, "3": None, "4": None}
+    write([1, 3, 2, 4])
+    assert outcome(entries) == {"1": None, "2": "changed", "3": "changed", "4": None}
