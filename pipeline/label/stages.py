@@ -1,12 +1,13 @@
 """The stages of one shard, in order: load, segment, write. Plain functions; flow.py runs them on Ray."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
 from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.watch import Beat
@@ -40,9 +41,15 @@ def load_task(job: Job, task: Task) -> pa.Table:
         entries = job.manifest.read_shard(job.run.storage, job.run.uri, task.shard)
         if task.again is not None:
             wanted = set(task.again.image_ids)
-            entries = [entry for entry in entries if entry.image_id in wanted]
+            entries = [_repaired(entry) for entry in entries if entry.image_id in wanted]
         loaded = load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
     return loaded if task.again is None else with_tries(loaded, task.again)
+
+
+def _repaired(entry: Entry) -> Entry:
+    """The entry of a failed image: its file may have been replaced since it was listed, and of any size."""
+    inside = entry.offset is not None or entry.row is not None
+    return entry if inside else replace(entry, bytes=None)
 
 
 def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None) -> SegmentShard:

@@ -187,7 +187,7 @@ def test_the_table_prints_measured_and_published_values():
 def test_the_table_names_what_is_missing(tmp_path, capsys):
     from cliper.jobs.evaluations import Options
 
-    options = Options(STORAGE, None, None, None, None, False, False)
+    options = Options(STORAGE, None, None, None, None, False)
     with pytest.raises(EvaluationError, match="no prepared benchmark; run 'cliper prepare'"):
         evaluate_all(str(tmp_path), str(tmp_path / "runs"), ["voc21-b16", "cityscapes-l14"], options)
     printed = capsys.readouterr().err

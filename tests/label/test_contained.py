@@ -12,7 +12,6 @@ import pytest
 
 from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.model.labels import Segmentation
-from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import Entry

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from cliper.jobs.evaluate import _finish, _stored_setting
+from cliper.jobs.evaluations import _finish, _stored_setting
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError, WeightsError
 from cliper.pipeline.config import JobConfig
