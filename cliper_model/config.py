@@ -67,7 +67,7 @@ class PromptConfig(Settings):
 class FusionConfig(Settings):
     """Early-layer fusion, official step 1 to 6.
 
-    `short_side` (size): pixels of the resized shorter side. `attention` (attn_type): what weighs the last
+    `short_side` (size): pixels of the resized shorter side. `attention` (attn_type): the weights of the last
     block's values. `feature_fusion` (fuse_feature): selected layer plus the mean of all. `select_layer`:
     index into the layers, negative from the end. `logit_scale`: temperature of the class softmax.
     `attention_threshold` (attention_thr): share of a class's maximum below which scores are dropped.
@@ -170,7 +170,7 @@ class SigmoidConfig(Settings):
 
 
 class CLIPerConfig(Settings):
-    """Everything that decides what a mask is. `sliding` or `fgc` set to None switches that part off."""
+    """Every setting that affects masks. `sliding` or `fgc` set to None switches that part off."""
 
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()

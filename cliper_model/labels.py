@@ -150,7 +150,7 @@ def _decide_bands(
 
 
 def _position_dtype(classes: int) -> torch.dtype:
-    """A byte a pixel where that holds 0 and every class: what is copied to the host."""
+    """A byte a pixel if that can hold 0 and every class: the array copied to the host."""
     return torch.uint8 if classes < 256 else torch.int32
 
 

@@ -37,8 +37,8 @@ class InputConfig(Settings):
     `format`: auto goes by the URI's ending: lists (.parquet .csv .tsv .txt .jsonl .json), .tar is WebDataset,
     anything else a folder, prefix or glob of image files. `include`, `exclude`: globs on the image id; one without
     a slash is for the last part. `any_name`: take files without an image's ending, by content. `truncated`: a file
-    whose last bytes are missing fails, or is labeled with what there is. `skip_damaged`: continue after a damaged
-    tar, without what follows the damage.
+    whose last bytes are missing fails, or is labeled with the pixels it has. `skip_damaged`: continue after
+    a damaged tar, without the members behind the damage.
     """
 
     format: Literal["auto", "images", "list", "parquet", "tar"] = "auto"
@@ -76,8 +76,8 @@ class ActorRange(Settings):
 
 
 class ResourceConfig(Settings):
-    """What the actors get; None is sized from what is free on the cluster: `actors_per_gpu` on each GPU, else one
-    actor per four CPUs.
+    """Resources of the actors; None is sized to the cluster's free resources: `actors_per_gpu` on each GPU, else
+    one actor per four CPUs.
 
     `device`: auto takes GPUs if the cluster has some. `accelerator_type` (Ray's name: A100, T4, ...), `custom`
     (amounts of custom resources) and `labels` choose the nodes on which actors run.
@@ -304,7 +304,7 @@ def describe_classes(classes: ClassList, most: int = 5) -> str:
 
 
 def lookup(setting: str, name: str, known: dict[str, Any]) -> Any:
-    """Return known[name]. Raises ConfigError that names the setting and what is known."""
+    """Return known[name]. Raises ConfigError that names the setting and the known values."""
     if name not in known:
         raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")
     return known[name]

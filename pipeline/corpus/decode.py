@@ -48,7 +48,7 @@ def decode(data: bytes, max_pixels: int, truncated: Truncated = "refuse") -> Dec
     """Decode a file of one of FORMATS: the first frame of an animation, the full-resolution page of a TIFF.
 
     12- and 16-bit images keep their upper 8 bits; transparency is laid over white; EXIF orientation is applied.
-    `truncated`: what becomes of a file whose last bytes are missing; "accept" fills the missing pixels with grey
+    `truncated`: the treatment of a file whose last bytes are missing; "accept" fills the missing pixels with grey
     or black. Raises ImageError of kind `empty`, `not_an_image`, `unsupported` (an image, but of a kind that is not
     read), `oversized` (checked before any pixel is decoded) or `corrupt`.
     """
@@ -104,7 +104,7 @@ def _select_page(image: Image.Image, data: bytes) -> tiff.Page | None:
 
 
 def _unidentified(data: bytes) -> ImageError:
-    """Name what Pillow could not open: an image of a kind that is not read, a damaged one, or no image."""
+    """Classify data that Pillow could not open: an unsupported kind of image, a damaged one, or no image."""
     name = sniff(data)
     if name is None:
         return ImageError("not_an_image", f"not one of {', '.join(FORMATS)}; begins with {data[:8]!r}")
@@ -129,7 +129,7 @@ def _unopened_tiff(data: bytes) -> ImageError:
 
 
 def pixels_claimed(data: bytes) -> int:
-    """Width times height as the header says, without decoding; 0 for what is no image."""
+    """Width times height as the header says, without decoding; 0 if it is no image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.format == "TIFF":

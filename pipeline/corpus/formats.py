@@ -50,7 +50,7 @@ _HERE = tuple(plugin for plugin in PLUGINS if _registered(plugin))
 FORMATS = (*CORE, *(plugin.name for plugin in _HERE))
 SUFFIXES = (*CORE_SUFFIXES, *(suffix for plugin in _HERE for suffix in plugin.suffixes))
 
-# What else a listing may meet, and what to do about it.
+# Other files that a listing may meet, and the way to convert them.
 _OTHERS = {
     **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"), "camera raw is not read"),
     **dict.fromkeys((".psd", ".exr", ".hdr", ".svg", ".eps", ".pdf", ".dcm", ".nii"), "this format is not read"),
@@ -63,7 +63,7 @@ _OTHERS = {
 
 
 def why_left_out(ending: str, suffixes: tuple[str, ...] = SUFFIXES) -> str:
-    """The reason why a listing leaves out files with `ending` (lower case, with its dot), given what is read."""
+    """The reason why a listing skips files with `ending` (lower case, with its dot); `suffixes` are read."""
     plugin = next((plugin for plugin in PLUGINS if ending in plugin.suffixes), None)
     if plugin is not None and ending not in suffixes:
         return f"{plugin.name} is not read here: {plugin.remedy}"
@@ -114,7 +114,7 @@ _KINDS = {0xC3: "lossless", 0xC7: "lossless", 0xCB: "lossless", 0xCF: "lossless"
 
 
 def jpeg_kind(data: bytes) -> str | None:
-    """What is unusual about a JPEG, from its frame header: "12 bits per sample", "lossless"; None for nothing."""
+    """The unusual property of a JPEG, by its frame header: "12 bits per sample", "lossless"; or None."""
     place = 2
     while place + 9 < len(data) and data[place] == 0xFF:
         marker, size = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")

@@ -1,4 +1,4 @@
-"""What a listing leaves out of the corpus, counted by ending and reason, and what it noticed."""
+"""Files that a listing skips, counted by ending and reason, and notices about the corpus."""
 
 import posixpath
 from collections import Counter
@@ -56,7 +56,7 @@ class LeftOut:
             self.note(line)
 
     def lines(self) -> list[str]:
-        """What was left out, the most frequent first, and the notes: a line each; [] for nothing."""
+        """The skipped files, the most frequent first, and the notes: a line each; [] for nothing."""
         left = [
             f"left out  {count:,} {suffix or 'without ending'}: {reason}"
             for (suffix, reason), count in sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -93,7 +93,7 @@ class LeftOut:
 
 
 def ending(name: str) -> str:
-    """A name's ending in lower case with its dot; "" without one, or for what is too long to be one."""
+    """A name's ending in lower case with its dot; "" without one, or if it is too long to be one."""
     found = posixpath.splitext(posixpath.basename(name) if not name.startswith(".") else f"x{name}")[1].lower()
     readable = found.encode("ascii", "replace").decode()
     return readable if len(readable) <= _LONGEST_ENDING else ""

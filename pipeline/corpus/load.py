@@ -61,7 +61,7 @@ def _header(entry: Entry) -> int:
 
 
 def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
-    """What was read, if it is what was listed: of the same size, a tar's member under the same header.
+    """The bytes read, if they are those that were listed: of the same size, a tar's member under the same header.
 
     A member that the end of the tar cuts off is an error, not a shorter image.
     """

@@ -59,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The index of a written manifest, with what the listing left out."""
+    """The index of a written manifest, with the counts of skipped files."""
 
     parts: list[Part]
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -102,7 +102,7 @@ def write_manifest(
 ) -> Manifest:
     """Cut `entries` into shards and write the manifest; memory stays at one part plus 8 bytes per image.
 
-    `left_out`: what listing `entries` counts; kept in the index. Raises InputError for an empty corpus or two
+    `left_out`: the files that the listing skips; kept in the index. Raises InputError for an empty corpus or two
     images with one id.
     """
     parts: list[Part] = []
@@ -153,7 +153,7 @@ def _digest(index: Mapping[str, Any]) -> str:
 
 @contextmanager
 def open_part(storage: Storage, run_uri: str, part: Part, whole: bool = False) -> Iterator[pq.ParquetFile]:
-    """A manifest file; what is read from it inside the block is checked, with `whole` to the last byte.
+    """A manifest file; data read inside the block is checked, with `whole` to the last byte.
 
     Raises RunError if it is missing, damaged, or another one.
     """
@@ -190,7 +190,7 @@ def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[E
 
 
 def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
-    """What a shard takes together: an entry, or those of a row group."""
+    """Entries that stay in one shard: a single one, or those of a row group."""
     for group in by_row_group(entries):
         size = sum(entry.bytes or 0 for entry in group)
         if len(group) <= LARGE_GROUP * limits.images and size <= LARGE_BYTES * limits.megabytes * 2**20:

@@ -65,8 +65,8 @@ class SegmentShard:
         """Load the model. `cpu_threads` bounds torch's own threads, which matter when the model is on a CPU.
 
         `driver` tells this command from those that worked on the run before: see Attempts.begin. On `beat` the
-        actor notes how far it is. An expected error is raised by the first call: Ray reports what a constructor
-        raises as a dead actor.
+        actor notes its progress. An expected error is raised by the first call: Ray reports an error of a
+        constructor as a dead actor.
         """
         import torch
 
@@ -167,7 +167,7 @@ class SegmentShard:
             self.beat.images(shard, images, sum(row["status"] != "ok" for row in done))
 
     def _pixels(self, row: Row) -> int:
-        """What decoding the row will hold, as far as its header says; an oversized image is not decoded."""
+        """Pixels of the decoded image, by its header; an oversized image is not decoded."""
         claimed = pixels_claimed(row["data"] or b"")
         return claimed if claimed <= self.config.max_pixels else 0
 
@@ -186,7 +186,7 @@ class SegmentShard:
                 return Item(row, error=ImageError("corrupt", f"{type(error).__name__}: {text_of(error)}"))
 
     def _segment(self, window: list[Item]) -> list["Future[Row]"]:
-        """Segment what could be decoded and hand everything on to the encoding threads."""
+        """Segment the decoded images and pass all of the window to the encoding threads."""
         good = [(i, item.image, item.row["image_id"]) for i, item in enumerate(window) if item.image is not None]
         with timed("segment", self.run.uri):
             results = self.segmenter.segment([image.pixels for _, image, _ in good], [name for *_, name in good])

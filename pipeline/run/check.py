@@ -45,7 +45,7 @@ class ShardJob:
 
 @dataclass
 class ShardCheck:
-    """What was found in one shard's file."""
+    """The findings in one shard's file."""
 
     file: str
     rows: int = 0

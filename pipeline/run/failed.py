@@ -49,7 +49,7 @@ def stored_settings(run: Run) -> tuple[JobConfig, ClassList]:
 
 
 def require_same(run: Run, config: JobConfig, classes: ClassList, weights: Mapping[str, str]) -> None:
-    """Raise RunError if this version of cliper and these weights would not write what the run holds."""
+    """Raise RunError if this version of cliper and these weights would write other rows than the run holds."""
     now = identity_of(config, classes, run.identity["input_uri"], weights)
     different = differences(run.identity, now)
     if different:
@@ -115,7 +115,7 @@ def merge_rows(old: pa.Table, new: pa.Table) -> pa.Table:
 
 
 def forget_counts(run: Run, shards: Collection[int]) -> None:
-    """Remove what evaluations counted in these shards, and their results: both are about to be out of date."""
+    """Remove the counts of evaluations in these shards, and their results: both are about to be out of date."""
     folder, wanted = join(run.uri, "evaluation"), {shard_file(shard).rpartition("/")[2] for shard in shards}
     try:
         files = [name for name, _ in run.storage.list_files(folder)]

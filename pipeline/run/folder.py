@@ -1,4 +1,4 @@
-"""A run folder: who it is, what is in it, what is left to do.
+"""A run folder: its identity, its content, and the shards that are left to do.
 
 run.json                      identity: everything that decides a mask; written first
 lease.json                    which command works on the run at the moment (lease.py)
@@ -44,7 +44,7 @@ class Run:
         return fingerprint(self.identity)
 
     def done_shards(self) -> set[int]:
-        """Shards whose file is there. Lists names only and reads nothing of what is done.
+        """Shards with a file. Lists names only and reads no finished shard.
 
         A store whose listing lags behind costs work, not correctness: a shard that is missing from it is computed
         again and written with the same rows under the same name.
@@ -80,7 +80,7 @@ class Run:
 def identity_of(
     config: JobConfig, classes: ClassList, input_uri: str, weights: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything that decides what the run writes, as plain JSON values. No secrets: storage options stay out."""
+    """Every setting that affects the output, as plain JSON values. No secrets: storage options stay out."""
     settings = config.model_dump(mode="json", exclude=set(_NOT_IDENTITY))
     new = config.input.model_dump(mode="json", include=_LATER_INPUT, exclude_defaults=True)
     settings["input"] = {key: v for key, v in settings["input"].items() if key not in _LATER_INPUT} | new

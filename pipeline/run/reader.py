@@ -1,4 +1,4 @@
-"""The one way to a shard's rows: what is read is what was written, by this run, for this shard, or an error."""
+"""The only reader of a shard's rows: it returns the rows this run wrote for this shard, or raises an error."""
 
 import re
 import sys
@@ -25,7 +25,7 @@ _WORDS = re.compile(r"\s+")
 
 @contextmanager
 def open_shard(run: Run, shard: int, whole: bool = False, most: int = WHOLE) -> Iterator[pq.ParquetFile]:
-    """A finished shard's file; what is read from it inside the block is checked.
+    """A finished shard's file; data read inside the block is checked.
 
     `whole`: check every byte, also of a large file; `most` 0: for the footer alone, read nothing else. Raises
     RunError that names the file and what to do, if it is missing, damaged, of another run, or of another shard.
@@ -60,7 +60,7 @@ def damaged(run: Run, shard: int, error: Exception) -> RunError:
 
 
 def shard_digests(run: Run, shards: Sequence[int]) -> list[str]:
-    """What stands for the rows of each shard: the digest in its file's footer. Raises as `open_shard` does."""
+    """The digest of the rows of each shard, in its file's footer. Raises as `open_shard` does."""
 
     def one(shard: int) -> str:
         with open_shard(run, shard, most=0) as file:

@@ -1,4 +1,4 @@
-"""The Arrow schema of a label shard. One row per image; what failed is a row with its reason.
+"""The Arrow schema of a label shard. One row per image; a failed image is a row with its reason.
 
 The schema may grow: a new column is nullable, is named in SINCE, and raises SCHEMA_VERSION. Readers choose columns
 by name and fill those that an older file lacks with nulls.

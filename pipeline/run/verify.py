@@ -28,7 +28,7 @@ from cliper.pipeline.run.shards import shard_number
 SHARDS_PER_PROCESS = 8  # fewer are not worth starting another process for
 SHOWN = 100  # problems kept with their words; all are counted
 
-# Kinds of problem and what is counted. A run with none of them is whole.
+# Kinds of problem and the unit of each count. A run with none of them is whole.
 KINDS = {
     "unfinished": "shards without a file",
     "missing": "images without a readable row",
@@ -46,7 +46,7 @@ KINDS = {
 
 @dataclass
 class Report:
-    """What was found. `problems` holds the first SHOWN, `notes` what could not be checked."""
+    """The findings. `problems` holds the first SHOWN, `notes` the checks that could not be made."""
 
     shards: int
     images: int
@@ -56,7 +56,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    broken_shards: list[int] = field(default_factory=list)  # whose file is not what was written
+    broken_shards: list[int] = field(default_factory=list)  # with a file that was changed after it was written
 
     @property
     def whole(self) -> bool:
@@ -119,7 +119,7 @@ def _executor(processes: int) -> Executor:
 
 
 def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Iterator[ShardJob]:
-    """What to check of every finished shard; reports what has no file, and what is wrong with the manifest."""
+    """The checks of every finished shard; reports shards without a file and problems of the manifest."""
     hashes: array[int] = array("Q")
     names, readable = class_names(run.identity), True
     for part in manifest.parts:
@@ -145,7 +145,7 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
 
 
 def read_ids(run: Run, part: Part) -> list[list[str]]:
-    """The image ids of each shard of a manifest file. Raises what Parquet and storage raise."""
+    """The image ids of each shard of a manifest file. Raises the errors of Parquet and storage."""
     with open_part(run.storage, run.uri, part, whole=True) as file:
         groups = range(len(part.images))
         return [file.read_row_group(group, columns=["image_id"]).column(0).to_pylist() for group in groups]

@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Stored:
     """A file as a listing shows it."""
 
-    name: str  # relative to what was listed
+    name: str  # relative to the listed folder
     size: int  # bytes
     modified: float | None  # seconds since 1970, by the store's clock; None if the backend does not say
 
@@ -161,7 +161,7 @@ class Storage:
         self.operate(uri, put)
 
     def read_json(self, uri: str) -> Any:
-        """Return what a JSON file holds. Raises as `operate` does, and ValueError for other content."""
+        """Return the content of a JSON file. Raises as `operate` does, and ValueError for other content."""
         return json.loads(self.read(uri))
 
     def write_json(self, uri: str, content: Any, indent: int | None = None) -> None:
@@ -215,7 +215,7 @@ class Storage:
         return self.operate(uri, ask)
 
     def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
-        """Return what matches, by path inside the filesystem, as fsspec describes it (type, size)."""
+        """Return the matches, by path inside the filesystem, as fsspec describes it (type, size)."""
         found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
         return found
 
@@ -376,7 +376,7 @@ def access_errors(uri: str) -> Iterator[None]:
 
 
 def refusal(uri: str, error: Exception) -> StorageError:
-    """What a user is told when an operation on `uri` fails with `error`."""
+    """The message for a user when an operation on `uri` fails with `error`."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"no space left for {uri}; free some and run the same command again")
     if isinstance(error, PermissionError) and is_local(uri):
@@ -385,7 +385,7 @@ def refusal(uri: str, error: Exception) -> StorageError:
 
 
 def explain(error: Exception) -> str:
-    """One line on what a storage error means and what to check."""
+    """One line with the meaning of a storage error and the next step."""
     reason = (text_of(error).splitlines() or [""])[0][:300]
     hints = {
         "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",

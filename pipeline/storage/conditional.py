@@ -1,4 +1,4 @@
-"""Write a small file only if nobody else has written it meanwhile; what the lease is made of.
+"""Write a small file only if no other process has written it meanwhile; the basis of the lease.
 
 Local disks decide by a lock on the folder. S3 decides by conditional PUTs (If-None-Match, If-Match), which AWS,
 MinIO, R2 and recent Ceph honour; some stores ignore the condition, some refuse it. Where nobody decides, the

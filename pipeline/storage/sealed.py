@@ -24,7 +24,7 @@ _END = 8  # bytes: the footer's length and _MAGIC
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was written."""
+    """A file was changed after it was written."""
 
 
 class SealedWriter:
@@ -62,7 +62,7 @@ def open_sealed(handle: Any, whole: bool = False, most: int = WHOLE) -> pq.Parqu
     """Open a Parquet file of ours from a seekable binary handle, its seal checked; pages are checked when read.
 
     Files of at most `most` bytes, or all with `whole`, are read into memory and checked to the last byte. Raises
-    DamagedFileError or what pyarrow raises.
+    DamagedFileError or pyarrow's errors.
     """
     size = handle.seek(0, io.SEEK_END)
     if whole or size <= most:

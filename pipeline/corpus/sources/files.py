@@ -36,7 +36,7 @@ class Found:
 def find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
     """Yield the files in a fixed order. Names with `[ ] { } ? *` that exist mean themselves.
 
-    Raises InputError for what does not exist; counts in `left_out` what is not a regular file.
+    Raises InputError for a missing path; counts other than regular files in `left_out`.
     """
     fixed, rest = _literal_part(storage, uri)
     match = _BRACES.search(rest)
@@ -85,7 +85,7 @@ def _exists(storage: Storage, uri: str) -> bool:
 
 
 def _remote_folder(storage: Storage, uri: str) -> Iterator[Found]:
-    """What is below a prefix, or the object of that name."""
+    """The objects below a prefix, or the object of that name."""
     empty = True
     for name, size in storage.list_files(uri):
         empty = False
@@ -144,7 +144,7 @@ def _local_glob(pattern: Path, left_out: LeftOut) -> Iterator[Found]:
     matches = re.compile(glob_translate(rest)).match
     depth = MOST_DEEP if "**" in rest else rest.count("/")
     with access_errors(str(pattern)):
-        unmatched = LeftOut()  # only what the pattern matches is part of the input
+        unmatched = LeftOut()  # only matches of the pattern are part of the input
         for found in _walk(fixed, unmatched, depth):
             if matches(found.name):
                 yield replace(found, how="matched")
