@@ -146,6 +146,8 @@ class JobConfig(Settings):
             return CLIPerConfig.model_validate(_own(model) | shared if _holds_keys(model) else model)
         if isinstance(model, Settings) and not isinstance(model, CLIPerConfig | UncheckedSettings):
             return model  # validated by the segmenter's own schema
+        if isinstance(model, CLIPerConfig):  # the default: nothing was given
+            return UncheckedSettings()
         if not _holds_keys(model):
             return UncheckedSettings.model_validate(model)
         return UncheckedSettings(**_own(model))
