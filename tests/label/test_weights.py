@@ -1,6 +1,7 @@
 """Actors use exactly the weights of the run or refuse to start; their errors arrive unchanged."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,10 @@ from cliper.pipeline.flow import label_corpus
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job, open_job
 from cliper.pipeline.label.pool import Pool
+from cliper.pipeline.label.stages import Task
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import PARITY, PHOTOS
-from tests.support.fakes import CLASSES, Brightness, write_corpus
+from tests.support.fakes import CLASSES, Brightness, kind, write_corpus
 from tests.support.hub import Hub, connected, folder_files
 
 SD = folder_files(PARITY / "sd_tiny")
@@ -120,7 +122,7 @@ def test_the_command_refuses_before_anything_is_written(
 ) -> None:
     hub.add("owner/sd", {name: data for name, data in SD.items() if "text_encoder/model" not in name})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(hub_config("embedded:tiny").model_dump(mode="json")))
-    monkeypatch.setattr("cliper.jobs.common.ray_session", None)  # Ray is not started
+    monkeypatch.setattr("cliper.jobs.session._connected", None)  # Ray is not started
     command = ["label", "--input", str(PHOTOS), "--output", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
         run(lambda: app([*command, "--config", str(tmp_path / "config.yaml")], standalone_mode=False))
@@ -152,6 +154,6 @@ def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 def test_an_error_of_the_constructor_arrives_as_itself(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus", 3)
     job = open_job(str(tmp_path / "corpus"), str(tmp_path / "run"), JobConfig(), CLASSES, Storage())
-    arguments = (job.run, job.manifest, [0], Unavailable, job.config, job.classes, ONE_ACTOR, "fake")
+    failing = replace(job, kind=kind(Unavailable))
     with pytest.raises(WeightsError, match="^no weights on this node; copy them$"):
-        list(label_corpus(*arguments))
+        list(label_corpus(failing, [Task(0)], ONE_ACTOR))

@@ -163,8 +163,12 @@ def test_permanent_errors_are_not_retried(
     with pytest.raises(error, match=message):
         storage.read("s3://bucket/a")
     assert faulty.count("GET", "") == 1
-    results = storage.read_many(["s3://bucket/a", "s3://bucket/b"], [None, None])
-    assert [type(result).__name__ for result in results] != ["bytes", "bytes"]
+    both = (["s3://bucket/a", "s3://bucket/b"], [None, None])
+    if error is StorageError and "AccessDenied" in kind:  # a store that refuses all of them is no bad image
+        with pytest.raises(StorageError, match=message):
+            storage.read_many(*both)
+    else:
+        assert [type(result).__name__ for result in storage.read_many(*both)] != ["bytes", "bytes"]
     assert faulty.count("GET", "") == 3
 
 

@@ -1,7 +1,7 @@
 """Checks of the Triton kernels on fresh random inputs: on CUDA if available, else in Triton's interpreter.
 
-python -m tests.kernel_checks refinement
-python -m tests.kernel_checks fusion
+python -m tests.support.kernel_checks refinement
+python -m tests.support.kernel_checks fusion
 
 They run in a separate process, because Triton selects its interpreter at import.
 """
@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def run_kernel_checks(name: str) -> None:
     """Run the checks called `name` in a new process; AssertionError with its output if one fails."""
     interpreted = {"TRITON_INTERPRET": "1"} if DEVICE == "cpu" else {}
-    command = [sys.executable, "-m", "tests.kernel_checks", name]
+    command = [sys.executable, "-m", "tests.support.kernel_checks", name]
     done = subprocess.run(command, env=os.environ | interpreted, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
