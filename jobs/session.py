@@ -150,11 +150,13 @@ def _init(address: str, verbose: bool) -> None:
     except Exception as error:  # Ray has no specific exception type for this
         raise ResourceError(explain_ray(error, address)) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
-    import ray.data  # configures its logging at import
+    import ray.data  # configures its logging as it is imported
 
     for console in logging.getLogger("ray.data").handlers:
-        if isinstance(console, logging.StreamHandler):
-            console.setLevel(level)
+        if isinstance(console, logging.StreamHandler) and not verbose:
+            console.setLevel(
+                logging.CRITICAL + 1
+            )  # an error reaches the user as an exception; the log file has all
 
 
 def explain_ray(error: Exception, address: str) -> str:

@@ -99,8 +99,8 @@ def test_a_local_run_leaves_no_token_and_needs_no_home(tmp_path: Path, settings:
             command, env=plain | {"HOME": str(home)}, capture_output=True, text=True, check=False, timeout=300
         )
         assert done.returncode == 0, done.stderr
-        first, *rest = done.stderr.splitlines()
-        assert first == "starting Ray on this machine"
+        rest = done.stderr.splitlines()
+        assert "starting Ray on this machine" in rest
         assert any(line.startswith("starting 1 actor, each ") for line in rest)
         assert any(line.startswith("1 actor ready: model loaded in ") for line in rest)
         assert any(line.startswith("first images labeled after ") for line in rest)
