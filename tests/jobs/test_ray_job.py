@@ -69,9 +69,7 @@ def test_submitted_mistake_fails_the_job(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("token", [{}, {"RAY_AUTH_TOKEN": "0" * 64}], ids=["missing", "wrong"])
-def test_a_token_that_is_missing_or_wrong_is_named(
-    head: Head, tmp_path: Path, token: dict[str, str], reason: str
-) -> None:
+def test_a_token_that_is_missing_or_wrong_is_named(head: Head, tmp_path: Path, token: dict[str, str]) -> None:
     """Connect to the cluster directly, from a home directory without a token."""
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     mode = {"RAY_AUTH_MODE": "token"} if token else {}
