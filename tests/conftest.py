@@ -82,10 +82,20 @@ def photos() -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    """A Ray for this session with four logical CPUs, regardless of the machine."""
+def _ray_ends() -> Iterator[None]:
     import ray
 
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_local(_ray_ends: None) -> None:
+    """A Ray with four logical CPUs, regardless of the machine; files share it, unless one needed another Ray."""
+    import ray
+
+    if ray.is_initialized():
+        return
     ray.init(
         address="local",
         num_cpus=4,
@@ -94,8 +104,6 @@ def ray_local() -> Iterator[None]:
         object_store_memory=400_000_000,
         logging_level="ERROR",
     )
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Failed rows are recomputed in place and recounted; on a real Ray, with interruptions."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -64,8 +63,22 @@ def stored_job(run: Run, factory: Any) -> Job:
     return Job(run, manifest_of(run), config, classes, kind(factory), "fake")
 
 
-def without_attempts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"attempts": 0} for row in rows]
+def everything_again(corpus: Path, output: Path, still: set[int], shard: dict[str, int]) -> Run:
+    """A new run over the whole corpus as it is now; images still broken are put right only while it is listed."""
+    paths = {i: corpus / f"{i:02d}.jpg" for i in still}
+    broken = {path: path.read_bytes() if path.exists() else None for path in paths.values()}
+    for i, path in paths.items():
+        path.write_bytes(jpeg(i))
+    label_small(corpus, output, shards=[], shard=shard)
+    for path, data in broken.items():
+        path.unlink() if data is None else path.write_bytes(data)
+    return label_small(corpus, output, shard=shard)
+
+
+def compared(run: Run) -> list[dict[str, Any]]:
+    """Rows without how often they were tried, and why they failed: a new run has listed other sizes."""
+    aside = ("attempts", "stage", "error_type", "error_message")
+    return [{name: value for name, value in row.items() if name not in aside} for row in rows_of(run)]
 
 
 @settings(max_examples=15, deadline=None)
@@ -94,10 +107,7 @@ def test_retrying_gives_what_labeling_everything_again_gives(
     for i in broken - still:
         (corpus / names[i]).write_bytes(jpeg(i))
     retry_small(run, failed_of(run))
-    shutil.copytree(folder / "run" / "manifest", folder / "again" / "manifest")
-    shutil.copy(folder / "run" / "run.json", folder / "again")
-    everything = label_small(corpus, folder / "again", shard=shard)
-    assert without_attempts(rows_of(run)) == without_attempts(rows_of(everything))
+    assert compared(run) == compared(everything_again(corpus, folder / "again", broken & still, shard))
     assert [row["attempts"] for row in rows_of(run)] == [2 if i in broken else 1 for i in range(12)]
     assert verify_run(run).whole
 

@@ -15,7 +15,7 @@ from cliper.model.classes import ClassList
 from cliper.model.config import Settings
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
-from cliper.pipeline.label.segmenters import SegmenterKind
+from cliper.pipeline.label.segmenters import SegmenterFactory, SegmenterKind
 
 CLASSES = ClassList.parse(["dark", "middle", "bright"])
 
@@ -69,8 +69,8 @@ class Fragile(Brightness):
         return super().segment(images, image_ids)
 
 
-def kind(segmenter: type[Brightness]) -> SegmenterKind:
-    name = segmenter.__name__
+def kind(segmenter: SegmenterFactory) -> SegmenterKind:
+    name = getattr(segmenter, "__name__", type(segmenter).__name__)
     return SegmenterKind(Settings, segmenter, lambda config: {"fake": name}, lambda config: name)
 
 

@@ -57,6 +57,7 @@ def logical_cluster(*nodes: dict[str, Any]) -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
+    ray.shutdown()  # that of the files before
     small = {"object_store_memory": 80_000_000, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=small | nodes[0])
     for node in nodes[1:]:
