@@ -13,7 +13,7 @@ from cliper.model.errors import ConfigError
 from cliper.model.presets import preset as apply_preset
 from cliper.pipeline.config import JobConfig, changed, validate
 from cliper.pipeline.label.job import Job
-from cliper.pipeline.label.stages import Task
+from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.reader import torn_shards
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
     progress = RunProgress(job.manifest.images, done)
     if shards:
-        run_tasks(job, [Task(shard) for shard in shards], session, progress, limit=limit)
+        run_tasks(job, Tasks(shards), session, progress, limit=limit)
     print_summary(job, progress)
 
 
@@ -67,8 +67,12 @@ def run_tasks(
     """
     from cliper.pipeline.flow import label_corpus
 
-    pool, board = session.pool(job.config.resources), f"{job.run.fingerprint}/{uuid4().hex}"
-    with progress.watching(board):
+    session.connect()
+    board = f"{job.run.fingerprint}/{uuid4().hex}"
+    with progress.watching(board, job.run):
+        progress.enter("reserving actors")
+        pool = session.pool(job.config.resources)
+        progress.enter("loading the model")
         for summary in label_corpus(job, tasks, pool, then, board):
             progress.add(counted(summary))
             if limit is not None:
@@ -101,7 +105,7 @@ class Resources:
 
 def with_overrides(config: JobConfig, resources: Resources, batch_size: int | None = None) -> JobConfig:
     """The config with the command-line values applied. Raises ConfigError."""
-    content = config.model_dump()
+    content = config.model_dump() | {"shard": config.shard}  # which remembers what the user has set
     given = {key: value for key, value in asdict(resources).items() if value is not None}
     if resources.actors is not None:
         given["actors"] = parse_actors(resources.actors)
