@@ -39,6 +39,8 @@ def describe(found: Status, now: datetime) -> str:
         ("failed", _failed(found)),
         ("driver", _driver(found)),
     ]
+    if found.changed:
+        lines.append(("changed", f"{found.changed} shards have replaced images that wait to be labeled again"))
     if found.started:
         lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
@@ -46,7 +48,7 @@ def describe(found: Status, now: datetime) -> str:
 
 def _left(found: Status, now: datetime) -> str:
     if found.images and found.images_done == found.images:
-        return "nothing"
+        return "images that changed" if found.changed else "nothing"
     if found.seconds_left is None:
         return "unknown: too few shards" if found.state == "running" else "unknown: not running"
     end = now + timedelta(seconds=found.seconds_left)
