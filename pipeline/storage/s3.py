@@ -30,8 +30,8 @@ def s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return merged | {"use_listings_cache": False}
 
 
-def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float]]:
-    """Yield (path relative to `path`, bytes, seconds since 1970 by the store's clock) below bucket/prefix."""
+def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float, str | None]]:
+    """Yield (path relative to `path`, bytes, seconds since 1970 by the store's clock, ETag) below a prefix."""
     bucket, _, key = path.partition("/")
     prefix = f"{key}/" if key else ""
     list_page = partial(filesystem.call_s3, "list_objects_v2")
@@ -43,6 +43,6 @@ def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float]]:
         for entry in page.get("Contents", []):
             if not entry["Key"].endswith("/"):  # zero-byte folder markers
                 name, modified = entry["Key"].removeprefix(prefix), entry["LastModified"].timestamp()
-                yield name, int(entry["Size"]), modified
+                yield name, int(entry["Size"]), modified, entry.get("ETag")
         if not page.get("IsTruncated"):
             return
