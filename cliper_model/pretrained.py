@@ -80,10 +80,13 @@ def architecture(found: Pretrained, classes: Mapping[str, str], setting: str) ->
     return getattr(transformers, name)
 
 
-def check_pretrained(found: Pretrained, network: Any, setting: str, **options: Any) -> "torch.nn.Module":
+def check_pretrained(
+    found: Pretrained, network: Any, setting: str, optional: tuple[str, ...] = (), **options: Any
+) -> "torch.nn.Module":
     """Raise WeightsError unless the files can be read and hold as many values as the architecture needs.
 
-    Only headers are read. Returns the network on the meta device, without weights. `options` are the network's own.
+    Only headers are read; `optional` parameters may be missing. Returns the network on the meta device, without
+    weights. `options` are the network's own.
     """
     import torch
 
@@ -97,7 +100,7 @@ def check_pretrained(found: Pretrained, network: Any, setting: str, **options: A
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{setting}: {found.folder / 'config.json'} is not usable: {reason}") from error
     held = sum(sizes_in(found.weights).values())
-    needed = sum(p.numel() for p in {id(p): p for p in empty.parameters()}.values())
+    needed = sum(p.numel() for name, p in empty.named_parameters() if name not in optional)
     if held < needed:
         raise WeightsError(
             f"{setting}: {found.weights[0]} holds {held:,} values, and {network.__name__} needs {needed:,}: it is "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError, WeightsError
+from cliper.model.hashes import cliper_hashes
 from cliper.model.labels import segment_scores
 from cliper.model.network_configs import Sam3ActiveConfig, Sam3Config
 from cliper.model.pretrained import (
@@ -28,6 +29,7 @@ from cliper.model.pretrained import (
 )
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
+from cliper.model.weights import pin as pin_cliper
 
 NETWORKS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # a video checkpoint holds the image model
 TOKENS = 32  # of a prompt, padded: SAM 3's text encoder has no more
@@ -196,19 +198,15 @@ def resolve(config: Sam3Config) -> Pretrained:
 
 def identity(config: Sam3Config) -> dict[str, str]:
     """SHA-256 of the files, and of the proposer's. Raises WeightsError if they are missing or would not load."""
-    from cliper.model.weights import clip_identity
-
     found = resolve(config)
     check_pretrained(found, architecture(found, NETWORKS, "model.model"), "model.model")
     load_tokenizer(found, "model.model")
-    proposer = clip_identity(config.proposer) if isinstance(config, Sam3ActiveConfig) else {}
+    proposer = cliper_hashes(config.proposer) if isinstance(config, Sam3ActiveConfig) else {}
     return {"sam3": hash_of(found)} | {f"proposer_{name}": digest for name, digest in proposer.items()}
 
 
 def pin(config: Sam3Config) -> Sam3Config:
     """The same settings with hub revisions replaced by their current commits. Raises WeightsError."""
-    from cliper.model.weights import pin as pin_cliper
-
     updates: dict[str, Any] = {} if (commit := resolve(config).commit) is None else {"revision": commit}
     if isinstance(config, Sam3ActiveConfig):
         updates["proposer"] = pin_cliper(config.proposer)

@@ -3,7 +3,8 @@
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
 from cliper.model.hub import silent_downloads
+from cliper.model.network_configs import Sam3ActiveConfig, Sam3Config, Tipsv2Config
 from cliper.pipeline.config import SHARED, JobConfig, UncheckedSettings, changed, lookup, validate
 from cliper.pipeline.label.fallback import Segmenter
 
@@ -112,26 +114,10 @@ def device_of(config: JobConfig) -> str:
 
 
 def cliper_identity(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of the files of the backbone, and of Stable Diffusion and DINO if they are used.
+    """The hashes of CLIPer's weights. Raises as `cliper_hashes` does."""
+    from cliper.model.hashes import cliper_hashes
 
-    Raises WeightsError if they are missing or would not load, ConfigError if the settings do not fit them.
-    """
-    from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
-
-    backbone, fgc, dino = config.cliper.backbone, config.cliper.fgc, config.cliper.dino
-    embedded = backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))
-    if not embedded or dino is not None:
-        from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
-
-        check_weights(config.cliper)
-    identity = {"backbone": sha256_of(resolve_backbone(backbone).files)}
-    if fgc is not None:
-        identity["fgc"] = sha256_of(resolve_diffusion(fgc).files)
-    if dino is not None:
-        from cliper.model.pretrained import resolve_pretrained
-
-        identity["dino"] = sha256_of(resolve_pretrained(dino.model, dino.revision, "dino.model").files)
-    return identity
+    return cliper_hashes(config.cliper)
 
 
 def pin_cliper(config: JobConfig) -> JobConfig:
@@ -149,8 +135,49 @@ def describe_cliper(config: JobConfig) -> str:
     return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}") + dino
 
 
+@dataclass(frozen=True)
+class Network:
+    """A segmenter of cliper.model, as the functions of a SegmenterKind.
+
+    Module `home` has `load(model, classes, device, dtype, batch_size)`, `identity(model)` and `pin(model)`, where
+    `model` are the settings. It is imported when it is needed.
+    """
+
+    home: str
+    title: str
+
+    def kind(self, config: type[Settings]) -> SegmenterKind:
+        """The SegmenterKind with `config` as the schema of `model:`."""
+        return SegmenterKind(config, self.make, self.identity, self.describe, self.pin)
+
+    def make(self, config: JobConfig, classes: ClassList) -> Segmenter:
+        """The resident network. Raises WeightsError or ConfigError."""
+        arguments = (config.model, classes, device_of(config), config.dtype, config.batch_size)
+        made: Segmenter = self._module().load(*arguments)
+        return made
+
+    def identity(self, config: JobConfig) -> dict[str, str]:
+        """The hashes of the weights. Raises WeightsError or ConfigError."""
+        hashes: dict[str, str] = self._module().identity(config.model)
+        return hashes
+
+    def pin(self, config: JobConfig) -> JobConfig:
+        """The configuration with hub revisions as commits. Raises WeightsError."""
+        return changed(config, model=self._module().pin(config.model))
+
+    def describe(self, config: JobConfig) -> str:
+        """The title, and the weights."""
+        return f"{self.title} {getattr(config.model, 'model', '')}".strip()
+
+    def _module(self) -> Any:
+        return import_module(f"cliper.model.{self.home}")
+
+
 SEGMENTERS: dict[str, SegmenterKind] = {
-    "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper)
+    "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper),
+    "sam3": Network("sam3", "SAM 3").kind(Sam3Config),
+    "sam3-active": Network("sam3", "SAM 3 with classes proposed by CLIPer,").kind(Sam3ActiveConfig),
+    "tipsv2": Network("tipsv2", "TIPSv2").kind(Tipsv2Config),
 }
 
 
