@@ -195,13 +195,18 @@ class LabelConfig(Settings):
     `presence_threshold` (cls_thre): classes at or below it are absent from the image and cannot win.
     `background_threshold` (bkg_thre): values below it are background; 0 competes with a background plane
     ``(1 - max)^2`` instead. `normalize_per_class` (is_normalize): stretch every class to [0, 1] first.
+    `margin_threshold` t: in both protocols, background is also where s1 * sqrt(s1 - s2) < t^1.25 for the best
+    score s1 and the second s2; 0 is off (official).
     """
+
+    LATER = frozenset({"margin_threshold"})
 
     presence_threshold: Unit = 0.3
     background_threshold: Unit = 0.3
     normalize_per_class: bool = False
     protocol: Literal["cliper", "mmseg"] = "cliper"
     probability_threshold: Unit = 0.0
+    margin_threshold: Unit = 0.0
 
 
 class SigmoidConfig(Settings):

@@ -32,8 +32,8 @@ class Sam3Config(Settings):
 class Sam3ActiveConfig(Sam3Config):
     """SAM 3 with prompts only for the classes that CLIPer proposes for an image.
 
-    `proposer`: CLIPer's settings. `top`: at most so many classes, by presence; `min_presence`: only classes with at
-    least this presence. `always`: classes that are prompted in every image, on top of the others.
+    `proposer`: CLIPer's settings. `top`: at most so many classes, by presence; `min_presence`: only classes with
+    at least this presence. `always`: classes that are prompted in every image, on top of the others.
     """
 
     proposer: CLIPerConfig = CLIPerConfig(fgc=None)

@@ -1,7 +1,7 @@
 """SAM 3 as a segmenter: one pass over the image, then a pass per chunk of prompts.
 
-The class of transformers computes everything; its `forward` multiplies no presence into the scores, so the scores of
-a class are put together here: max(mask x query x presence, semantic x presence), each a sigmoid.
+The class of transformers computes everything; its `forward` multiplies no presence into the scores, so the scores
+of a class are put together here: max(mask x query x presence, semantic x presence), each a sigmoid.
 """
 
 from collections.abc import Sequence
@@ -31,6 +31,7 @@ from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
 from cliper.model.weights import pin as pin_cliper
 
+TOKENIZERS = {"tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model"}
 NETWORKS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # a video checkpoint holds the image model
 TOKENS = 32  # of a prompt, padded: SAM 3's text encoder has no more
 
@@ -42,9 +43,8 @@ class Sam3:
         """Embed the words of every class once. `network`: a Sam3Model on its device."""
         self.config, self.network, self.classes = config, network.eval().requires_grad_(False), classes
         self.side = int(network.config.image_size)
-        # class c has the prompts places[c]
         words = [(c, word) for c, group in enumerate(classes.words) for word in group]
-        self.owner = [c for c, _ in words]
+        self.owner = [c for c, _ in words]  # the class of every prompt
         self.text, self.mask = self._embed(tokenizer, [word for _, word in words])
 
     @torch.inference_mode()
@@ -184,6 +184,8 @@ def load_tokenizer(found: Pretrained, setting: str) -> Any:
     """The tokenizer in a model's folder. Raises WeightsError."""
     from cliper.model._libraries import transformers
 
+    if not TOKENIZERS & {path.name for path in found.files}:  # transformers would make an empty one
+        raise WeightsError(f"{setting}: {found.folder} has no tokenizer; expected one of {', '.join(sorted(TOKENIZERS))}")
     try:
         return transformers.AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
     except Exception as error:  # transformers raises many types

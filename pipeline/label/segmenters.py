@@ -13,8 +13,15 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
 from cliper.model.hub import silent_downloads
-from cliper.model.network_configs import Sam3ActiveConfig, Sam3Config, Tipsv2Config
+from cliper.model.network_configs import (
+    EnsembleConfig,
+    MasksConfig,
+    Sam3ActiveConfig,
+    Sam3Config,
+    Tipsv2Config,
+)
 from cliper.pipeline.config import SHARED, JobConfig, UncheckedSettings, changed, lookup, validate
+from cliper.pipeline.extras import require
 from cliper.pipeline.label.fallback import Segmenter
 
 if TYPE_CHECKING:
@@ -173,11 +180,76 @@ class Network:
         return import_module(f"cliper.model.{self.home}")
 
 
+def member_of(config: JobConfig, segmenter: str, model: Mapping[str, Any]) -> tuple[SegmenterKind, JobConfig]:
+    """A segmenter inside another one, and its job: that of `config`, with another segmenter and model.
+
+    Raises ConfigError as `chosen` does.
+    """
+    shared = {name: getattr(config, name) for name in JobConfig.model_fields}
+    content = shared | {"segmenter": segmenter, "model": {k: v for k, v in model.items() if k not in SHARED}}
+    return chosen(validate(JobConfig, content, f"model of the segmenter '{segmenter}'"))
+
+
+def members_of(config: JobConfig) -> dict[str, tuple[SegmenterKind, JobConfig]]:
+    """The segmenters that `masks` or `ensemble` are made of, by "NUMBER-NAME"."""
+    model = config.model
+    inner = model.members if isinstance(model, EnsembleConfig) else [model]
+    return {f"{i}-{one.segmenter}": member_of(config, one.segmenter, one.model) for i, one in enumerate(inner)}
+
+
+def _combined_identity(config: JobConfig) -> dict[str, str]:
+    """The hashes of all members. Raises as they do, and MissingExtraError without scikit-image."""
+    if isinstance(config.model, MasksConfig):
+        require("masks", "the segmenter 'masks'", "skimage")
+    return {
+        f"{name}-{part}": digest
+        for name, (kind, job) in members_of(config).items()
+        for part, digest in kind.identity(job).items()
+    }
+
+
+def _pin_combined(config: JobConfig) -> JobConfig:
+    pinned = [kind.pin(job).model.model_dump(mode="json") for kind, job in members_of(config).values()]
+    own = [{k: v for k, v in model.items() if k not in SHARED} for model in pinned]
+    if isinstance(config.model, EnsembleConfig):
+        members = [m.model_copy(update={"model": o}) for m, o in zip(config.model.members, own, strict=True)]
+        return changed(config, model=config.model.model_copy(update={"members": tuple(members)}))
+    return changed(config, model=config.model.model_copy(update={"model": own[0]}))
+
+
+def _make_masks(config: JobConfig, classes: ClassList) -> Segmenter:
+    from cliper.pipeline.label.combined import Voter
+
+    [(kind, job)] = members_of(config).values()
+    model = config.model
+    assert isinstance(model, MasksConfig)  # by the kind
+    return Voter(model, kind.make(job, classes), len(classes))
+
+
+def _make_ensemble(config: JobConfig, classes: ClassList) -> Segmenter:
+    from cliper.pipeline.label.combined import Ensemble
+
+    model = config.model
+    assert isinstance(model, EnsembleConfig)  # by the kind
+    return Ensemble(model, {name: kind.make(job, classes) for name, (kind, job) in members_of(config).items()})
+
+
+def _describe_combined(config: JobConfig) -> str:
+    parts = [kind.describe(job) for kind, job in members_of(config).values()]
+    if isinstance(config.model, MasksConfig):
+        return f"{config.model.vote} in {config.model.regions} of {parts[0]}"
+    return "mean of " + " and ".join(parts)
+
+
 SEGMENTERS: dict[str, SegmenterKind] = {
     "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper),
     "sam3": Network("sam3", "SAM 3").kind(Sam3Config),
     "sam3-active": Network("sam3", "SAM 3 with classes proposed by CLIPer,").kind(Sam3ActiveConfig),
     "tipsv2": Network("tipsv2", "TIPSv2").kind(Tipsv2Config),
+    "masks": SegmenterKind(MasksConfig, _make_masks, _combined_identity, _describe_combined, _pin_combined),
+    "ensemble": SegmenterKind(
+        EnsembleConfig, _make_ensemble, _combined_identity, _describe_combined, _pin_combined
+    ),
 }
 
 

@@ -135,7 +135,7 @@ def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat | kitty'"),
+        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat; kitty'"),
         ("cat\tanimal\ndog\tanimal\n", "with a tab"),
         ("1: cat\n5: dog\n", "read as numbered classes, but the numbers are 1, 5"),
         ("- cat\ndog\n", "only some lines"),

@@ -44,6 +44,13 @@ def labels(refined: Tensor, presence: Tensor, size: tuple[int, int], config: Lab
         full = full - full.amin(dim=(1, 2), keepdim=True)
         full = full / (full.amax(dim=(1, 2), keepdim=True) + 1e-6)
     absent = (presence <= config.presence_threshold)[:, None, None]
+    gated = torch.where(absent, 0, full)
+    ranked = torch.cat([torch.zeros(1, *size), gated]).sort(dim=0, descending=True).values
+    clear = ranked[0] * (ranked[0] - ranked[1]).sqrt() >= config.margin_threshold**1.25
+    return np.where(clear.numpy(), _decided(full, absent, config), 0)
+
+
+def _decided(full: Tensor, absent: Tensor, config: LabelConfig) -> np.ndarray:
     if config.background_threshold > 0:
         full = torch.where(full < config.background_threshold, 0, full)
         full = torch.where(absent, 0, full)
