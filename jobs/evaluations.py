@@ -23,6 +23,7 @@ from cliper.pipeline.evaluate.evaluation import (
 )
 from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
 from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
+from cliper.pipeline.evaluate.proposals import proposals
 from cliper.pipeline.evaluate.results import Results, Setting, summarise
 from cliper.pipeline.label.job import Job, open_job
 from cliper.pipeline.label.segmenters import chosen
@@ -237,4 +238,6 @@ def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
 
     counts = evaluation.read()
     results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
+    if (found := proposals(evaluation.counter(), counts)) is not None:
+        results["proposals"] = found
     return results, write_report(evaluation, counts, results)
