@@ -51,12 +51,29 @@ def clip_settings(found: Backbone) -> dict[str, Any]:
     return settings
 
 
+def unsupported(settings: dict[str, Any]) -> str | None:
+    """Why the fusion cannot read a vision tower with these settings (in open_clip's form); None if it can."""
+    vision = settings["vision_cfg"]
+    if "timm_model_name" in vision:
+        return (
+            f"its tower is {vision['timm_model_name']} of timm, whose blocks and pooling differ (SigLIP, EVA, "
+            "PE-Core, MobileCLIP, ConvNeXt)"
+        )
+    if not isinstance(vision.get("layers"), int):
+        return "its tower is a ResNet, which has no tokens of patches"
+    if vision.get("attentional_pool"):
+        return "it pools by attention (CoCa), so that patches are not in the text's space"
+    return None
+
+
 def check_backbone(found: Backbone, name: str) -> None:
     """Raise WeightsError if a backbone is not a plain ViT, or its checkpoint is broken or does not fit it."""
     settings = clip_settings(found)
-    vision = settings["vision_cfg"]
-    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
-        raise WeightsError(f"backbone '{name}' is not a plain ViT with a CLS token; use e.g. ViT-B-16, ViT-L-14")
+    reason = unsupported(settings)
+    if reason is not None:
+        raise WeightsError(
+            f"backbone '{name}' is not a plain ViT with a CLS token: {reason}; use e.g. ViT-B-16, ViT-L-14"
+        )
     found_sizes = {key.removeprefix("module."): size for key, size in sizes_in([found.checkpoint]).items()}
     other_text = "custom_text" in settings or "hf_model_name" in settings["text_cfg"]
     if "visual.conv1.weight" not in found_sizes or other_text:

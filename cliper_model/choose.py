@@ -16,6 +16,7 @@ NETWORKS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "model": "model",
+    "tiny_vae": "diffusion_pytorch_model",
 }
 FGC_NETWORKS = ("unet", "vae", "text_encoder")
 _PICKLED = {"model": "pytorch_model"}  # transformers has another name for its pickles
@@ -92,6 +93,17 @@ def choose_pretrained(names: Collection[str]) -> list[str]:
         raise WeightsError(f"missing: {found.removeprefix('model/')}")
     others = [name for name in (*_CLIP_TOKENIZER, *PROCESSOR) if f"model/{name}" in inside]
     return sorted({*(name.removeprefix("model/") for name in found.files), *others})
+
+
+def choose_tiny_vae(names: Collection[str]) -> list[str]:
+    """The files among `names` of an AutoencoderTiny. Raises WeightsError, which names the missing ones."""
+    found = choose_network({f"tiny_vae/{name}" for name in names if "/" not in name}, "tiny_vae")
+    missing = ["config.json"] if "config.json" not in names else []
+    if isinstance(found, str):
+        missing.append(found.removeprefix("tiny_vae/"))
+    if missing or isinstance(found, str):
+        raise WeightsError(f"missing: {', '.join(missing)}")
+    return sorted(name.removeprefix("tiny_vae/") for name in found.files)
 
 
 def choose_network(names: Collection[str], part: str) -> Network | str:

@@ -135,7 +135,11 @@ class FGCConfig(Settings):
     `resolution`: side of the square diffusion input. `resize`: ``nearest`` is official.
     `attention_threshold`: None takes the fusion's value, as the official code does.
     `seed`: with the image id, decides the noise.
+    `vae`: a folder or hub id of an AutoencoderTiny of diffusers, whose encoder replaces the model's own (not
+    official, and half of the arithmetic); `vae_revision`: of the hub id.
     """
+
+    LATER = frozenset({"vae", "vae_revision"})
 
     model: str = "embedded:tiny"
     revision: str | None = None
@@ -148,6 +152,8 @@ class FGCConfig(Settings):
     resize: Literal["nearest", "bilinear"] = "nearest"
     attention_threshold: Unit | None = None
     seed: int = 0
+    vae: str | None = None
+    vae_revision: str | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> "FGCConfig":

@@ -185,9 +185,8 @@ def load_tokenizer(found: Pretrained, setting: str) -> Any:
     from cliper.model._libraries import transformers
 
     if not TOKENIZERS & {path.name for path in found.files}:  # transformers would make an empty one
-        raise WeightsError(
-            f"{setting}: {found.folder} has no tokenizer; expected one of {', '.join(sorted(TOKENIZERS))}"
-        )
+        names = ", ".join(sorted(TOKENIZERS))
+        raise WeightsError(f"{setting}: {found.folder} has no tokenizer; expected one of {names}")
     try:
         return transformers.AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
     except Exception as error:  # transformers raises many types

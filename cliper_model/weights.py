@@ -6,11 +6,18 @@ so that a missing file is reported in one message.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cliper.model.choose import Network, choose_clip_file, choose_clip_folder, choose_diffusion, choose_network
+from cliper.model.choose import (
+    Network,
+    choose_clip_file,
+    choose_clip_folder,
+    choose_diffusion,
+    choose_network,
+    choose_tiny_vae,
+)
 from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
 from cliper.model.files import read_json, sha256_of
@@ -35,10 +42,15 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A resolved Stable Diffusion: a diffusers folder, and the hub's commit if it comes from the hub."""
+    """A resolved Stable Diffusion: a diffusers folder, and the hub's commit if it comes from the hub.
+
+    `vae`: the folder of the AutoencoderTiny that replaces its VAE, and that one's commit.
+    """
 
     folder: Path
     commit: str | None = None
+    vae: Path | None = None
+    vae_commit: str | None = None
 
     def network(self, part: str) -> Network:
         """The files of a network ("unet", "vae", "text_encoder"). Raises WeightsError."""
@@ -50,7 +62,10 @@ class Diffusion:
     @property
     def files(self) -> tuple[Path, ...]:
         """Exactly the files that affect FGC's output."""
-        return tuple(self.folder / name for name in sorted(choose_diffusion(names_in(self.folder))))
+        own = [self.folder / name for name in sorted(choose_diffusion(names_in(self.folder)))]
+        if self.vae is not None:
+            own += [self.vae / name for name in choose_tiny_vae(names_in(self.vae))]
+        return tuple(own)
 
 
 def resolve_backbone(config: BackboneConfig) -> Backbone:
@@ -166,6 +181,18 @@ def resolve_diffusion(config: FGCConfig) -> Diffusion:
 
     Raises WeightsError for an incomplete folder or a download that failed.
     """
+    found = _resolve_diffusers(config)
+    if config.vae is None:
+        return found
+    choose = _named(f"fgc.vae '{config.vae}'", choose_tiny_vae)
+    if Path(config.vae).is_dir():
+        choose(names_in(Path(config.vae)))
+        return replace(found, vae=Path(config.vae))
+    folder = fetch(config.vae, config.vae_revision, choose)
+    return replace(found, vae=folder, vae_commit=folder.name)
+
+
+def _resolve_diffusers(config: FGCConfig) -> Diffusion:
     choose = _named(config.model, choose_diffusion)
     if config.model.startswith("embedded:"):
         return Diffusion(_embedded(config.model.removeprefix("embedded:"), "sd"))
@@ -186,8 +213,10 @@ def pin(config: CLIPerConfig) -> CLIPerConfig:
     backbone, fgc, dino = config.backbone, config.fgc, config.dino
     if (commit := resolve_backbone(backbone).commit) is not None:
         backbone = backbone.model_copy(update={"revision": commit})
-    if fgc is not None and (commit := resolve_diffusion(fgc).commit) is not None:
-        fgc = fgc.model_copy(update={"revision": commit})
+    if fgc is not None:
+        found = resolve_diffusion(fgc)
+        commits = {"revision": found.commit, "vae_revision": found.vae_commit}
+        fgc = fgc.model_copy(update={name: commit for name, commit in commits.items() if commit is not None})
     if dino is not None and (commit := resolve_pretrained(dino.model, dino.revision, "dino.model").commit):
         dino = dino.model_copy(update={"revision": commit})
     return config.model_copy(update={"backbone": backbone, "fgc": fgc, "dino": dino})

@@ -193,7 +193,8 @@ def member_of(config: JobConfig, segmenter: str, model: Mapping[str, Any]) -> tu
 def members_of(config: JobConfig) -> dict[str, tuple[SegmenterKind, JobConfig]]:
     """The segmenters that `masks` or `ensemble` are made of, by "NUMBER-NAME"."""
     model = config.model
-    inner = model.members if isinstance(model, EnsembleConfig) else [model]
+    assert isinstance(model, EnsembleConfig | MasksConfig)  # by the kind
+    inner = model.members if isinstance(model, EnsembleConfig) else (model,)
     return {f"{i}-{one.segmenter}": member_of(config, one.segmenter, one.model) for i, one in enumerate(inner)}
 
 

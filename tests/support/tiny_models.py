@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from cliper.model._libraries import transformers
+from cliper.model._libraries import diffusers, transformers
 from cliper.model.weights import EMBEDDED
 
 _WIDE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -78,4 +78,13 @@ def tipsv2_folder(folder: Path) -> Path:
     )
     _scatter(transformers.Tipsv2Model(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_vae_folder(folder: Path) -> Path:
+    """An AutoencoderTiny with random weights: 4 channels at 1/8 of the side."""
+    torch.manual_seed(3)
+    channels: dict[str, Any] = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8,) * 4}
+    blocks: dict[str, Any] = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
+    diffusers.AutoencoderTiny(**channels, **blocks).save_pretrained(folder)
     return folder
