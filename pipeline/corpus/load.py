@@ -1,6 +1,8 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
+import hashlib
 import posixpath
+import re
 import tarfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.corpus.sources.entry import header_stamp
-from cliper.pipeline.errors import ImageError
+from cliper.pipeline.corpus.sources.entry import ETAG, header_stamp
+from cliper.pipeline.errors import ImageError, StorageError
 from cliper.pipeline.storage.backend import Storage, absolute, explain, join
 from cliper.pipeline.storage.local import too_large
 
@@ -29,6 +31,7 @@ SCHEMA = pa.schema(
 
 
 MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def load_entries(
@@ -41,6 +44,7 @@ def load_entries(
     files = [entry for entry in files if entry.image_id not in fetched]
     read = storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
     fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
+    fetched.update(_other_objects(storage, files, fetched))
     fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
     rows = [
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
@@ -75,6 +79,33 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
     if entry.offset is None:
         return ImageError("changed", f"{len(body):,} bytes; {entry.bytes:,} were listed")
     return ImageError("truncated", f"the tar ends inside this member: {len(body)} of {entry.bytes} bytes")
+
+
+def _other_objects(
+    storage: Storage, files: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
+) -> dict[str, Exception]:
+    """The objects that were replaced since they were listed, by their ETags.
+
+    An ETag is the MD5 of the object, except for multipart uploads and some kinds of encryption. So one that
+    differs is looked up; the first that is still as it was listed shows that this store's are no MD5, and ends the
+    check: a replacement of the same size is not noticed here then.
+    """
+    other: dict[str, Exception] = {}
+    for entry in files:
+        data, tag = fetched[entry.image_id], (entry.stamp or "").removeprefix(ETAG)
+        if tag == entry.stamp or not isinstance(data, bytes) or not _MD5.fullmatch(tag):
+            continue
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() == tag:
+            continue
+        try:
+            if tag == storage.tag(entry.uri):
+                break
+            other[entry.image_id] = ImageError(
+                "changed", "another ETag; the object is not the one that was listed"
+            )
+        except (StorageError, FileNotFoundError) as error:
+            other[entry.image_id] = error
+    return other
 
 
 def _other_member(stamp: str, header: bytes) -> str | None:

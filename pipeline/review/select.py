@@ -59,12 +59,14 @@ def select_images(
     keep: RowFilter = LABELED,
     against: Run | None = None,
     again: bool = False,
+    agreement: Mapping[str, float] | None = None,
     workers: Workers = 1,
 ) -> list[Candidate]:
     """The `count` images that most need review, the most urgent first; ties in the order of ids.
 
-    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
-    that were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
+    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes.
+    `agreement` (by image id, see evaluate/agree.py) gives the disagreement instead, 1 - agreement. Images that
+    were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
     Raises FilterError, or ReviewError if the runs cannot be compared.
     """
     if against is not None and class_names(run.identity) != class_names(against.identity):
@@ -79,7 +81,7 @@ def select_images(
             margins.append(found)
             images.update(counted)
         ascending = np.sort(np.nan_to_num(np.concatenate(margins)))
-        signs = readers.map(partial(_read_signs, run, keep, corrections, against, images), tasks)
+        signs = readers.map(partial(_read_signs, run, keep, corrections, against, agreement or {}, images), tasks)
         picks = (_judge(sign, ascending) for part in signs for sign in part if sign.image_id not in reviewed)
         return nsmallest(count, picks, key=lambda found: (-found.score, found.image_id))
 
@@ -112,27 +114,37 @@ def _read_signs(
     keep: RowFilter,
     corrections: Corrections,
     against: Run | None,
+    agreement: Mapping[str, float],
     images: Mapping[int, int],
     shards: Sequence[int],
 ) -> list[_Signs]:
-    done = set() if against is None else against.done_shards()
     found = []
-    for shard, row, disagreement in _candidates(run, keep, corrections, against, done, shards):
+    for shard, row, disagreement in _candidates(run, keep, corrections, against, agreement, shards):
         rarest = min((images[entry["class_id"]] for entry in row["classes"] if entry["class_id"]), default=None)
         found.append(_Signs(row["image_id"], shard, row["margin"], rarest, disagreement))
     return found
 
 
 def _candidates(
-    run: Run, keep: RowFilter, corrections: Corrections, against: Run | None, done: set[int], shards: Sequence[int]
+    run: Run,
+    keep: RowFilter,
+    corrections: Corrections,
+    against: Run | None,
+    agreement: Mapping[str, float],
+    shards: Sequence[int],
 ) -> Iterator[tuple[int, dict[str, Any], float | None]]:
-    """Shard, row and disagreement of every image; `done`: the shards of `against`."""
+    """Shard, row and disagreement of every image of some shards."""
+    done = set() if against is None else against.done_shards()
     columns = _LIGHT if against is None else (*_LIGHT, *_MASK)
     for shard in shards:
         for table in read_tables(run, columns, keep, [shard], corrections):
             others = _masks(against, shard, done) if against is not None else {}
             for row in table.to_pylist():
-                yield shard, row, None if against is None else _disagreement(row, others, run, against)
+                known = agreement.get(row["image_id"])
+                if known is not None:
+                    yield shard, row, 1 - known
+                else:
+                    yield shard, row, None if against is None else _disagreement(row, others, run, against)
 
 
 def _masks(run: Run, shard: int, done: set[int]) -> dict[str, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Prove that a run is whole: every image of the manifest in exactly one row, every row as it was written.
 
-A run passes if, for every shard, the ids of its file are the manifest's ids in order; if every page passes its
-CRC and the rows their digest (shards.py); if every mask decodes to its image's size, with labels of the classes
-and the pixel counts of its row; and if every row that has no mask says why. As ids are unique in the manifest
-(checked here as well), that puts each image in exactly one row.
+A run passes if, for every shard, the ids and URIs of its file are the manifest's in order; if every page passes
+its CRC and the rows their digest (shards.py); if every mask decodes to its image's size, with labels of the
+classes and the pixel counts of its row; and if every row that has no mask says why. As ids are unique in the
+manifest (checked here as well), that puts each image in exactly one row.
 """
 
 import json
@@ -18,6 +18,7 @@ import pyarrow as pa
 from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, open_part, refuse_collisions
 from cliper.pipeline.errors import InputError, RunError, StorageError
 from cliper.pipeline.parallel import Workers, cpus, crew
+from cliper.pipeline.run.changed import changed_file, changed_shards, read_changed
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.leftovers import Orphan, orphan_files, orphan_uploads
@@ -32,6 +33,8 @@ KINDS = {
     "missing": "images without a readable row",
     "doubled": "rows of an image that has one already",
     "foreign": "rows of images that are not in the shard",
+    "outdated": "images that were replaced and are not labeled again yet",
+    "other_uri": "rows with another URI than the manifest's",
     "misplaced": "files whose rows are not in the manifest's order",
     "unreadable": "files that cannot be read back",
     "wrong_checksum": "files whose rows are not those that were written",
@@ -104,8 +107,18 @@ def verify_run(run: Run, workers: Workers | None = None) -> Report:
     with crew(workers or cpus(), most=math.ceil(len(done) / SHARDS_PER_PROCESS)) as readers:
         for check in readers.map(check_shard, _jobs(run, manifest, done, report)):
             report.merge(check)
+    for shard in changed_shards(run):
+        report.add(_outdated(run, shard))
     _look_for_orphans(run, manifest, done, report)
     return report
+
+
+def _outdated(run: Run, shard: int) -> Problem:
+    try:
+        count = len(read_changed(run, shard))
+    except RunError as error:
+        return Problem("unreadable", changed_file(shard), str(error))
+    return Problem("outdated", changed_file(shard), f"{count} images; the run's 'cliper label' labels them", count)
 
 
 def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Iterator[ShardJob]:
@@ -120,10 +133,10 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
             report.add(Problem("unreadable", f"manifest/{part.file}", f"{type(error).__name__}: {error}"))
             report.add(Problem("missing", f"manifest/{part.file}", "all of its images", sum(part.images)))
             continue
-        for shard, ids in enumerate(shards, part.first_shard):
+        for shard, (ids, uris) in enumerate(shards, part.first_shard):
             hashes.extend(id_hash(image_id) for image_id in ids)
             if shard in done:
-                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names)
+                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names, uris)
             else:
                 report.add(Problem("unfinished", f"shard {shard}", f"{len(ids)} images are not labeled yet"))
                 report.counts["missing"] += len(ids)
@@ -134,11 +147,11 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
         report.add(Problem("doubled", "manifest", str(error)))
 
 
-def read_ids(run: Run, part: Part) -> list[list[str]]:
-    """The image ids of each shard of a manifest file. Raises the errors of Parquet and storage."""
+def read_ids(run: Run, part: Part) -> list[tuple[list[str], list[str]]]:
+    """The image ids and URIs of each shard of a manifest file. Raises the errors of Parquet and storage."""
     with open_part(run.storage, run.uri, part, whole=True) as file:
-        groups = range(len(part.images))
-        return [file.read_row_group(group, columns=["image_id"]).column(0).to_pylist() for group in groups]
+        groups = (file.read_row_group(i, columns=["image_id", "uri"]) for i in range(len(part.images)))
+        return [(group["image_id"].to_pylist(), group["uri"].to_pylist()) for group in groups]
 
 
 def _look_for_orphans(run: Run, manifest: Manifest, done: set[int], report: Report) -> None:

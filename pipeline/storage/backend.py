@@ -45,6 +45,7 @@ class Stored:
     name: str  # relative to the listed folder
     size: int  # bytes
     modified: float | None  # seconds since 1970, by the store's clock; None if the backend does not say
+    tag: str | None = None  # ETag, as the store writes it; S3 only
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,12 @@ class Storage:
     def size(self, uri: str) -> int:
         """Return a file's size in bytes. Raises as `operate` does."""
         return int(self.operate(uri, lambda filesystem, path: filesystem.info(path))["size"])
+
+    def tag(self, uri: str) -> str:
+        """Return an object's ETag without its quotes, "" if the store has none. Raises as `operate` does."""
+        options = {"refresh": True} if uri.startswith("s3://") else {}
+        found = self.operate(uri, lambda filesystem, path: filesystem.info(path, **options))
+        return str(found.get("ETag", "")).strip('"')
 
     def read_many(
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40

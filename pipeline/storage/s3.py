@@ -234,8 +234,8 @@ def bucket_region(bucket: str) -> str | None:
         return None
 
 
-def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float]]:
-    """Yield (path relative to `path`, bytes, seconds since 1970 by the store's clock) below bucket/prefix."""
+def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float, str | None]]:
+    """Yield (path relative to `path`, bytes, seconds since 1970 by the store's clock, ETag) below a prefix."""
     bucket, _, key = path.partition("/")
     prefix = f"{key}/" if key else ""
     filesystem.s3.meta.events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="cliper")
@@ -248,7 +248,7 @@ def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float]]:
         for entry in page.get("Contents", []):
             if not entry["Key"].endswith("/"):  # zero-byte folder markers
                 name, modified = entry["Key"].removeprefix(prefix), entry["LastModified"].timestamp()
-                yield name, int(entry["Size"]), modified
+                yield name, int(entry["Size"]), modified, entry.get("ETag")
         if not page.get("IsTruncated"):
             return
 
