@@ -60,13 +60,9 @@ def pick(
         raise ReviewError(f"{join(output, 'tasks.json')} exists already; choose another output")
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
-<<<<<<< HEAD
-    with started(workers) as readers:
-        picks = reviews.select_images(opened, count, keep, other, again, readers)
-=======
     known = None if agreement is None else image_agreement(opened, agreement)
-    picks = reviews.select_images(opened, count, keep, other, again, known)
->>>>>>> main
+    with started(workers) as readers:
+        picks = reviews.select_images(opened, count, keep, other, again, known, readers)
     if not picks:
         raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
     storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())
