@@ -2,9 +2,9 @@
 
     python -m benchmarks.listing [--keys 1000000] [--only keys]
 
-One million keys in 300 prefixes of a server that only lists (a store of files would measure its own directory walk)
-and answers from a process of its own; 200 tars and 200 Parquet files, local and on an S3 server in this process that
-takes 20 ms for every answer, as a store at some distance does. Prints a Markdown table.
+One million keys in 300 prefixes of a server that only lists, in a process of its own (a store of files would
+measure its own directory walk); 200 tars and 200 Parquet files, local and on an S3 server in this process. Every
+answer of a server takes 20 ms, as that of a store at some distance. Prints a Markdown table.
 """
 
 import argparse
@@ -83,6 +83,7 @@ def _serve(keys: int, counts: Any, port: Any) -> None:
 
         def do_GET(self) -> None:
             query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+            time.sleep(DELAY)
             body = page(keys, query).encode()
             with counts.get_lock():
                 counts[0] += 1
@@ -91,6 +92,13 @@ def _serve(keys: int, counts: Any, port: Any) -> None:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            with counts.get_lock():
+                counts[0] += 1
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def log_message(self, *arguments: Any) -> None:
             pass
