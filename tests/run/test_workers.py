@@ -11,12 +11,15 @@ from cliper.jobs.cli import app
 from cliper.jobs.workers import parse_workers
 from cliper.model.errors import ConfigError
 from cliper.pipeline.errors import ExportError, RunError
+from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.export import driver
 from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.review.select import select_images
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.verify import verify_run
+from tests.evaluate.test_evaluate import count, prepared_folder
+from tests.support import benchmark_trees as trees
 from tests.support.export_runs import plan_of, scenes, scripted_run
 
 
@@ -126,3 +129,12 @@ def test_an_error_of_the_plan_comes_before_any_worker(run: Run, tmp_path: Path) 
     (tmp_path / "other").write_text("mine")
     with pytest.raises(ExportError, match="is not empty and not an export"):
         driver.export(run, plan_of(run, "coco"), str(tmp_path), "ray")  # no Ray is connected
+
+
+def test_counts_are_summed_on_ray(ray_local: None, tmp_path: Path) -> None:
+    truths, prepared = prepared_folder(tmp_path)
+    evaluation = open_evaluation(trees.stored_run(str(tmp_path / "run"), prepared, truths), prepared)
+    assert count(evaluation) == []
+    alone, together = evaluation.read(), evaluation.read("ray")
+    assert alone.confusion.sum() > 0
+    assert together.confusion.tolist() == alone.confusion.tolist()

@@ -50,7 +50,8 @@ def test_orders_that_mislead(store: FaultyS3) -> None:
     """Folders sort as their names with a slash, and not by characters but by bytes."""
     keys = ["a", "a.jpg", "a/1", "a/2/3", "a0", "ab/1", "B/1", "é/1", "z/", "z/1", "\U0001f600/1", "�/1", "a!/1"]
     more = [f"{key.rstrip('/')}/{i:02d}" for key in keys for i in range(12) if "/" in key]
-    assert names(store) == fill(store, [*keys, *more]) or names(store) == sorted({*keys, *more} - {"z/"})
+    expected = fill(store, [*keys, *more])
+    assert names(store) == expected
 
 
 def test_a_store_that_ignores_the_start_is_listed_page_by_page(store: FaultyS3) -> None:
