@@ -176,8 +176,8 @@ def ray_arguments_allowed() -> Iterator[None]:
 def ray_data_settings(actors: int) -> Iterator[None]:
     """Ray Data settings for this flow: a row is a block, few wait, and its own progress bars are off.
 
-    A block of one row is never split, and blocks of this size are not merged either. A CliperError raised by a stage
-    is re-raised unchanged instead of wrapped in Ray's error.
+    A block of one row is never split, and blocks of this size are not merged either. A CliperError raised by a
+    stage is re-raised unchanged instead of wrapped in Ray's error.
     """
     context = DataContext.get_current()
     ours = {
