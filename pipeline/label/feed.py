@@ -1,9 +1,9 @@
-"""The source of the flow: tasks enter the engine as the stages take them, and the driver keeps none that is done.
+"""The source of the flow: tasks enter the engine as the stages take them, and none that is done is kept.
 
-A run has up to a million shards. Handed over at once, each would cost the driver an object, a scheduling decision
-and statistics before the first is labeled. Here a list of tasks goes to Ray in chunks, and one generator at a time
-turns a chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` has them
-read as they are needed.
+A run has up to a million shards. Handed over at once, each would cost the driver an object and a scheduling
+decision before the first is labeled. Here a list of tasks goes to Ray in chunks, and one generator at a time turns a
+chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` has them read as
+they are needed.
 """
 
 import pickle
@@ -41,11 +41,11 @@ def task_of(batch: pa.Table) -> Any:
     return pickle.loads(batch.column("task")[0].as_py())
 
 
-class FewAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray's class has no types
-    """Pauses a stage while `ahead` of its results wait for the next, and drops Ray's statistics of each block.
+class FewAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray's internals are untyped
+    """Pauses a stage while `ahead` of its results wait for the next stage, and drops Ray's statistics of blocks.
 
     Ray limits waiting results by bytes alone: of small shards it would accept any number. It keeps statistics of
-    every block of a run for a summary at its end, which is not printed here: 4 kB a shard.
+    every block of a run for a summary at its end, which is not printed here.
     """
 
     def __init__(self, ahead: int, context: DataContext, topology: Any, manager: Any) -> None:
