@@ -159,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         names = [name.removeprefix(f"{bucket}/") for name in sorted(self.store.objects)]
         entries = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{len(self.store.objects[f'{bucket}/{name}'])}</Size>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>{escape(_etag(self.store.objects[f'{bucket}/{name}']))}</ETag></Contents>"
             for name in names
             if name.startswith(prefix)
         )
