@@ -1,9 +1,9 @@
 """The source of the flow: tasks enter the engine as the stages take them, and none that is done is kept.
 
 A run has up to a million shards. Handed over at once, each would cost the driver an object and a scheduling
-decision before the first is labeled. Here a list of tasks goes to Ray in chunks, and one generator at a time turns a
-chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` has them read as
-they are needed.
+decision before the first is labeled. Here a list of tasks goes to Ray in chunks, and one generator at a time turns
+a chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` has them read
+as they are needed.
 """
 
 import pickle
