@@ -16,6 +16,7 @@ from cliper.model.hub import silent_downloads
 from cliper.model.network_configs import (
     EnsembleConfig,
     MasksConfig,
+    Member,
     Sam3ActiveConfig,
     Sam3Config,
     Tipsv2Config,
@@ -194,7 +195,7 @@ def members_of(config: JobConfig) -> dict[str, tuple[SegmenterKind, JobConfig]]:
     """The segmenters that `masks` or `ensemble` are made of, by "NUMBER-NAME"."""
     model = config.model
     assert isinstance(model, EnsembleConfig | MasksConfig)  # by the kind
-    inner = model.members if isinstance(model, EnsembleConfig) else (model,)
+    inner: Sequence[Member | MasksConfig] = model.members if isinstance(model, EnsembleConfig) else [model]
     return {f"{i}-{one.segmenter}": member_of(config, one.segmenter, one.model) for i, one in enumerate(inner)}
 
 

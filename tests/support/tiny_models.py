@@ -56,7 +56,8 @@ def sam3_folder(folder: Path) -> Path:
         },
         text_config=inner
         | {"model_type": "clip_text_model", "vocab_size": len(tokenizer), "num_hidden_layers": 1}
-        | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": tokenizer.eos_token_id},
+        | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": tokenizer.eos_token_id}
+        | {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id},
         geometry_encoder_config=inner | {"num_layers": 1},
         detr_encoder_config=inner | {"num_layers": 1},
         detr_decoder_config=inner | {"num_layers": 2, "num_queries": 5},
@@ -94,11 +95,11 @@ def sam2_folder(folder: Path) -> Path:
     """A SAM 2 of 300,000 random weights for inputs of 64 x 64."""
     torch.manual_seed(4)
     stages: dict[str, Any] = {
-        "blocks_per_stage": [1, 1, 1, 1],
+        "blocks_per_stage": [1, 1, 2, 1],
         "embed_dim_per_stage": [8, 16, 32, 64],
         "num_attention_heads_per_stage": [1, 1, 1, 1],
         "window_size_per_stage": [4, 4, 4, 2],
-        "global_attention_blocks": [2],
+        "global_attention_blocks": [3],
     }
     config = transformers.Sam2Config(
         vision_config={
