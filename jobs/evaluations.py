@@ -28,7 +28,7 @@ from cliper.pipeline.evaluate.proposals import proposals
 from cliper.pipeline.evaluate.results import Results, Setting, summarise
 from cliper.pipeline.label.job import Job, open_job
 from cliper.pipeline.label.segmenters import chosen
-from cliper.pipeline.label.stages import Task
+from cliper.pipeline.label.stages import Tasks
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -87,8 +87,7 @@ def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], sessio
         return
     total = job.manifest.images
     progress = RunProgress(total, total - job.manifest.images_in(shards))
-    tasks = [Task(shard) for shard in shards]
-    run_tasks(job, tasks, session, progress, evaluation.counter().stage, check_summary)
+    run_tasks(job, Tasks(shards), session, progress, evaluation.counter().stage, check_summary)
 
 
 def evaluate_stored(

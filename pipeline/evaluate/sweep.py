@@ -35,7 +35,7 @@ from cliper.pipeline.evaluate.results import percent
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import cliper_identity, device_of, require_weights
-from cliper.pipeline.label.stages import Task, load_task
+from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -175,14 +175,14 @@ def sweep_shards(
     from cliper.pipeline.flow import over_shards
 
     done = counted_shards(job.run.storage, folder)
-    tasks = [Task(shard) for shard in range(job.manifest.shards) if shard not in done]
+    tasks = Tasks(shard for shard in range(job.manifest.shards) if shard not in done)
     if not tasks:
         return
     counter, threads = evaluation.counter(folder), max(1, int(pool.cpus_per_actor))
     weights = job.run.identity.get("weights")
     for summary in over_shards(
-        [task.as_row() for task in tasks],
-        load=lambda row: load_task(job, Task.from_row(row)),
+        tasks,
+        load=lambda task: load_task(job, task),
         actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads, weights),
         pool=pool,
     ):
