@@ -27,22 +27,26 @@ def class_rles(labels: np.ndarray) -> dict[int, dict[str, Any]]:
     }
 
 
-def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
+def annotations(labels: np.ndarray) -> list[dict[str, Any]]:
+    """COCO's annotations of [H, W], without ids: one per label but 0, with compressed RLE."""
     from pycocotools import mask as coco
 
+    return [
+        {
+            "category_id": label,
+            "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            # One at a time, because pycocotools 2.0.11 fails on lists of more than 255.
+            "area": int(coco.area(rle)),
+            "bbox": coco.toBbox(rle).tolist(),
+            "iscrowd": 0,
+        }
+        for label, rle in class_rles(labels).items()
+    ]
+
+
+def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
     for item in items:
-        annotations = [
-            {
-                "category_id": label,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                # One at a time, because pycocotools 2.0.11 fails on lists of more than 255.
-                "area": int(coco.area(rle)),
-                "bbox": coco.toBbox(rle).tolist(),
-                "iscrowd": 0,
-            }
-            for label, rle in class_rles(item.labels).items()
-        ]
-        yield _image(item, folder) | {"annotations": annotations}
+        yield _image(item, folder) | {"annotations": annotations(item.labels)}
 
 
 def _image(item: Item, folder: Folder) -> dict[str, Any]:
@@ -61,14 +65,14 @@ def _image(item: Item, folder: Folder) -> dict[str, Any]:
 
 
 def _coco_finish(records: Records, folder: Folder, plan: Plan) -> None:
-    def annotations() -> Iterator[dict[str, Any]]:
+    def numbered() -> Iterator[dict[str, Any]]:
         number = 0
         for image_id, record in enumerate(records, 1):
             for annotation in record["annotations"]:
                 number += 1
                 yield {"id": number, "image_id": image_id} | annotation
 
-    _write_dataset(records, folder, plan, "annotations.json", annotations())
+    _write_dataset(records, folder, plan, "annotations.json", numbered())
 
 
 def _write_dataset(
