@@ -64,12 +64,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 CASES = {
-    "voc": ("voc", {}, "VOCdevkit/VOC2012"),
+    "voc_segmentation": ("voc", {}, "VOCdevkit/VOC2012"),
     "coco": ("coco", {"segmentation": "polygon", "val_share": 0.3}, ""),
     "coco_panoptic": ("coco-panoptic", {}, ""),
     "datumaro": ("datumaro", {"val_share": 0.3}, ""),
     "cvat": ("cvat", {}, ""),
-    "label_me": ("labelme", {}, ""),
 }
 
 
