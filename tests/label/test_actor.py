@@ -249,7 +249,7 @@ def test_large_images_are_not_decoded_far_ahead(tmp_path: Path, monkeypatch: pyt
 
 def windows(sizes: list[int], most: int) -> Iterator[list[int]]:
     items = [segment.Item({"i": i}, segment.Decoded(np.zeros(0), size, 1, 1)) for i, size in enumerate(sizes)]
-    for window in segment.cut_windows(items, most):
+    for window in segment.cut_windows(items, lambda: most):
         yield [item.row["i"] for item in window]
 
 
