@@ -1,7 +1,8 @@
 """Shared parts of the commands: options, running a job on Ray, its summary."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import uuid4
 
@@ -14,6 +15,8 @@ from cliper.model.presets import preset as apply_preset
 from cliper.pipeline.config import JobConfig, changed, validate
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task, Tasks
+from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
+from cliper.pipeline.run.failed import forget_counts
 from cliper.pipeline.run.reader import torn_shards
 
 if TYPE_CHECKING:
@@ -43,13 +46,39 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     if torn:
         say(f"{len(torn)} label files are cut off or another's, the first of shard {torn[0]}: labeled again")
     shards = sorted({*job.run.pending_shards(job.manifest), *torn})
-    done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards))
+    again = _changed(job, shards)
+    done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards)) - sum(again.values())
     already = f", {done} of them done" if done else ""
     say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
     progress = RunProgress(job.manifest.images, done)
-    if shards:
-        run_tasks(job, Tasks(shards), session, progress, limit=limit)
+    tasks: Sequence[Task] = Tasks(shards)
+    if again:
+        tasks = [*tasks, *(Task(shard, changed=True) for shard in again)]
+    if tasks:
+        run_tasks(job, tasks, session, progress, counted=partial(_settled, job, again), limit=limit)
     print_summary(job, progress)
+
+
+def _changed(job: Job, shards: Collection[int]) -> dict[int, int]:
+    """The number of replaced images by finished shard; evaluation counts of these shards are removed.
+
+    A shard of `shards` is labeled whole, as the manifest lists it now.
+    """
+    found = changed_shards(job.run)
+    for shard in set(found).intersection(shards):
+        forget_changed(job.run, shard)
+    again = {shard: len(read_changed(job.run, shard)) for shard in found if shard not in set(shards)}
+    if again:
+        say(f"{sum(again.values())} images changed since they were labeled: labeled again")
+        forget_counts(job.run, again)
+    return again
+
+
+def _settled(job: Job, again: Collection[int], summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary of a commit; replaced images of its shard are not waiting any more."""
+    if summary["shard"] in again:
+        forget_changed(job.run, summary["shard"])
+    return summary
 
 
 def run_tasks(

@@ -1,5 +1,6 @@
 """`cliper label`: label images and write masks and metadata to Parquet."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Annotated
 
@@ -34,8 +35,10 @@ from cliper.jobs.input_options import (
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.model.errors import ConfigError
 from cliper.pipeline.config import classes_for, describe_classes, load_config
-from cliper.pipeline.label.job import open_job
+from cliper.pipeline.label.job import notice_of_new, open_job
+from cliper.pipeline.run.extend import RELABEL
 from cliper.pipeline.run.folder import free_folder
 from cliper.pipeline.storage.backend import Storage
 
@@ -53,7 +56,7 @@ def label(
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[
-        str, Opt(help="exact, fast (bfloat16, one attention map for all layers) or clip-only")
+        str, Opt(help="exact, fast (bfloat16, one map for all layers), fast-384, fast-256 (small FGC), clip-only")
     ] = "exact",
     device: Device = None,
     actors: Actors = None,
@@ -83,6 +86,18 @@ def label(
     any_name: AnyName = False,
     truncated: Truncated = None,
     skip_damaged: SkipDamaged = False,
+    extend: Annotated[
+        bool,
+        Opt("--extend", help="List INPUT again: add new images to the run, report what vanished or changed"),
+    ] = False,
+    relabel: Annotated[
+        list[str] | None,
+        Opt(
+            help="With --extend, also label these again: changed (another size, ETag, tar header or URI), touched "
+            "(the same size, another modification time); repeat for both",
+            metavar="KIND",
+        ),
+    ] = None,
     new_run: Annotated[
         bool,
         Opt("--new-run", help="If OUTPUT holds a run, write to the first free OUTPUT-2, OUTPUT-3, ... instead"),
@@ -93,7 +108,10 @@ def label(
 
     Run the same command again to continue an interrupted run: finished shards are not computed again. One command
     at a time works on a run; a second one is refused. Ctrl-C and SIGTERM stop cleanly.
+
+    A run keeps the list of images of its first command. --extend adds the images that are new since then.
     """
+    kinds = relabel_kinds(relabel or [], extend)
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type, keep_heatmaps)
     reading = InputOptions(
         format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
@@ -108,5 +126,17 @@ def label(
         output = free_folder(output, storage)
     with clean_stop(output), ray_session(verbose, wait) as session, ExitStack() as held:
         print(f"classes   {describe_classes(class_list)}", flush=True)
-        job = open_job(input, output, settings, class_list, storage, held, session.wants_gpu)
+        job = open_job(input, output, settings, class_list, storage, held, session.wants_gpu, kinds)
         execute(job, session, limit)
+        if not extend and (notice := notice_of_new(job, input)):
+            print(notice, flush=True)
+
+
+def relabel_kinds(relabel: Sequence[str], extend: bool) -> Sequence[str] | None:
+    """The value of open_job's `extend`. Raises ConfigError for an unknown kind, or --relabel without --extend."""
+    unknown = [kind for kind in relabel if kind not in RELABEL]
+    if unknown:
+        raise ConfigError(f"--relabel '{unknown[0]}': expected {' or '.join(RELABEL)}")
+    if relabel and not extend:
+        raise ConfigError("--relabel needs --extend, which lists the input again")
+    return relabel if extend else None

@@ -42,6 +42,8 @@ def describe(found: Status, now: datetime) -> str:
     ]
     if found.progress:
         lines.insert(1, ("now", _now(found.progress)))
+    if found.changed:
+        lines.append(("changed", f"{found.changed} shards have replaced images that wait to be labeled again"))
     if found.started:
         lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
@@ -57,7 +59,7 @@ def _now(beat: Heartbeat) -> str:
 
 def _left(found: Status, now: datetime) -> str:
     if found.images and found.images_done == found.images:
-        return "nothing"
+        return "images that changed" if found.changed else "nothing"
     if found.seconds_left is None:
         return "unknown: too few shards" if found.state == "running" else "unknown: not running"
     end = now + timedelta(seconds=found.seconds_left)

@@ -1,18 +1,23 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
+import hashlib
 import posixpath
+import queue
+import re
 import tarfile
+import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.corpus.sources.entry import header_stamp
-from cliper.pipeline.errors import ImageError
-from cliper.pipeline.storage.backend import Storage, absolute, explain, join
+from cliper.pipeline.corpus.sources.entry import ETAG, header_stamp
+from cliper.pipeline.errors import ImageError, StorageError
+from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local, join
 from cliper.pipeline.storage.local import too_large
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
@@ -29,6 +34,12 @@ SCHEMA = pa.schema(
 
 
 MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
+SLOWEST = 50_000  # bytes per second of one loading task: a store below it counts as stalled
+WAIT_SECONDS = 300.0  # on top: all retries of one request
+SLOW_IMAGES = 3  # that are tried alone before the store counts as too slow
+
+Fetched = list[bytes | Exception]
+_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 def load_entries(
@@ -39,13 +50,65 @@ def load_entries(
     files = [entry for entry in entries if entry.row is None]
     fetched.update({e.image_id: too_large(e.bytes, most) for e in files if (e.bytes or 0) > most})
     files = [entry for entry in files if entry.image_id not in fetched]
-    read = storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+    read = _read(storage, files, most)
     fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
+    fetched.update(_other_objects(storage, files, fetched))
     fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
     rows = [
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _read(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
+    """Fetch files, in a time that grows with their sizes; those that take longer are fetched alone once more.
+
+    Raises StorageError as `read_many` does, and if the store is too slow for the first images alone as well.
+    """
+    if all(is_local(entry.uri) for entry in files):
+        return _fetch(storage, files, most)
+    found = _within(seconds_for(files), lambda: _fetch(storage, files, most))
+    if found is not None:
+        return found
+    alone: list[bytes | Exception] = []
+    for entry in files:
+        one = _within(seconds_for([entry]), partial(_fetch, storage, [entry], most))
+        alone += [ImageError("unreadable", f"{_TOO_SLOW} for this image")] if one is None else one
+        if len(alone) == min(SLOW_IMAGES, len(files)) and not any(isinstance(data, bytes) for data in alone):
+            raise StorageError(f"{entry.uri}: {_TOO_SLOW}; the same command continues when it is faster")
+    return alone
+
+
+_TOO_SLOW = f"the store delivers less than {SLOWEST // 1000} kB/s"
+
+
+def seconds_for(files: Sequence[Entry]) -> float:
+    """The time that reading these may take, their retries included; 1 MB stands for an unknown size."""
+    return WAIT_SECONDS + sum(2**20 if entry.bytes is None else entry.bytes for entry in files) / SLOWEST
+
+
+def _fetch(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
+    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+
+
+def _within(seconds: float, fetch: Callable[[], Fetched]) -> Fetched | None:
+    """The result of `fetch`, or None if it takes longer; its thread is abandoned then. Raises its errors."""
+    outcome: queue.SimpleQueue[Fetched | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(fetch())
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        found = outcome.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _span(entry: Entry, most: int) -> tuple[int, int] | None:
@@ -75,6 +138,33 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
     if entry.offset is None:
         return ImageError("changed", f"{len(body):,} bytes; {entry.bytes:,} were listed")
     return ImageError("truncated", f"the tar ends inside this member: {len(body)} of {entry.bytes} bytes")
+
+
+def _other_objects(
+    storage: Storage, files: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
+) -> dict[str, Exception]:
+    """The objects that were replaced since they were listed, by their ETags.
+
+    An ETag is the MD5 of the object, except for multipart uploads and some kinds of encryption. So one that
+    differs is looked up; the first that is still as it was listed shows that this store's are no MD5, and ends the
+    check: a replacement of the same size is not noticed here then.
+    """
+    other: dict[str, Exception] = {}
+    for entry in files:
+        data, tag = fetched[entry.image_id], (entry.stamp or "").removeprefix(ETAG)
+        if tag == entry.stamp or not isinstance(data, bytes) or not _MD5.fullmatch(tag):
+            continue
+        if hashlib.md5(data, usedforsecurity=False).hexdigest() == tag:
+            continue
+        try:
+            if tag == storage.tag(entry.uri):
+                break
+            other[entry.image_id] = ImageError(
+                "changed", "another ETag; the object is not the one that was listed"
+            )
+        except (StorageError, FileNotFoundError) as error:
+            other[entry.image_id] = error
+    return other
 
 
 def _other_member(stamp: str, header: bytes) -> str | None:

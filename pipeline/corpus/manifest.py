@@ -7,7 +7,7 @@ manifest/index.json            written last: the manifest counts only when it is
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -84,12 +84,25 @@ class Manifest:
         counts = self.counts
         return sum(counts[shard] for shard in shards)
 
+    def part_of(self, shard: int) -> Part:
+        """The file that lists a shard."""
+        return next(p for p in reversed(self.parts) if p.first_shard <= shard)
+
     def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:
         """Return the entries of one shard, in order."""
-        part = next(p for p in reversed(self.parts) if p.first_shard <= shard)
+        part = self.part_of(shard)
         with open_part(storage, run_uri, part) as file:
-            rows = file.read_row_group(shard - part.first_shard).to_pylist()
-        return [Entry(**{k: v for k, v in row.items() if k != "shard"}) for row in rows]
+            return _entries(file.read_row_group(shard - part.first_shard))
+
+
+def read_part(storage: Storage, run_uri: str, part: Part) -> list[list[Entry]]:
+    """The entries of every shard of a manifest file, in order. Raises as `open_part` does."""
+    with open_part(storage, run_uri, part, whole=True) as file:
+        return [_entries(file.read_row_group(group)) for group in range(len(part.images))]
+
+
+def _entries(rows: pa.Table) -> list[Entry]:
+    return [Entry(**{k: v for k, v in row.items() if k != "shard"}) for row in rows.to_pylist()]
 
 
 def write_manifest(
@@ -105,8 +118,28 @@ def write_manifest(
     `left_out`: the files that the listing skips; kept in the index. Raises InputError for an empty corpus or two
     images with one id.
     """
-    parts: list[Part] = []
-    ids = array("Q")
+    parts, ids = write_parts(entries, [], storage, run_uri, limits, on_progress)
+    if not parts:
+        raise InputError("no images found; check the input, or its format in the config (input.format)")
+    manifest = Manifest(parts, LeftOut() if left_out is None else left_out)
+    refuse_collisions(ids, manifest, storage, run_uri)
+    write_index(manifest, storage, run_uri)
+    return manifest
+
+
+def write_parts(
+    entries: Iterable[Entry],
+    before: Sequence[Part],
+    storage: Storage,
+    run_uri: str,
+    limits: ShardConfig,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Part], "array[int]"]:
+    """Cut `entries` into the shards that follow those of `before`, and write their files.
+
+    Returns the new parts, which no index names yet, and the `id_hash` of every entry.
+    """
+    parts, ids = list(before), array("Q")
     pending: list[list[Entry]] = []
     for shard in cut_shards(entries, limits):
         ids.extend(id_hash(entry.image_id) for entry in shard)
@@ -117,14 +150,14 @@ def write_manifest(
             pending = []
     if pending:
         parts.append(_write_part(pending, parts, storage, run_uri))
-    if not parts:
-        raise InputError("no images found; check the input, or its format in the config (input.format)")
-    manifest = Manifest(parts, LeftOut() if left_out is None else left_out)
-    refuse_collisions(ids, manifest, storage, run_uri)
-    index = {"parts": [asdict(part) for part in parts], "left_out": manifest.left_out.to_json()}
+    return parts[len(before) :], ids
+
+
+def write_index(manifest: Manifest, storage: Storage, run_uri: str) -> None:
+    """Put a manifest into force: its files count from now on, and no others."""
+    index = {"parts": [asdict(part) for part in manifest.parts], "left_out": manifest.left_out.to_json()}
     content = json.dumps(index | {"digest": _digest(index)})
     storage.write(join(run_uri, "manifest", "index.json"), content.encode())
-    return manifest
 
 
 def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
@@ -201,7 +234,12 @@ def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry
 
 def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, run_uri: str) -> Part:
     first = parts[-1].end if parts else 0
-    part = Part(f"part-{len(parts):05d}.parquet", first, [len(shard) for shard in shards])
+    return write_part(f"part-{len(parts):05d}.parquet", first, shards, storage, run_uri)
+
+
+def write_part(file: str, first: int, shards: list[list[Entry]], storage: Storage, run_uri: str) -> Part:
+    """Write one manifest file; `first` is the number of its first shard."""
+    part = Part(file, first, [len(shard) for shard in shards])
     writer = SealedWriter(SCHEMA, compression="zstd")
     for number, shard in enumerate(shards, first):
         rows = [asdict(entry) | {"shard": number} for entry in shard]

@@ -9,10 +9,10 @@ images/               only where images are cut (Cityscapes halves) or copied
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 
 INDEX = pa.schema(
     [
@@ -50,9 +50,11 @@ class Prepared:
         return join(self.uri, "index.parquet")
 
     def index(self) -> pa.Table:
-        """A table of INDEX, sorted by image_id."""
-        with self.storage.open(self.index_uri) as handle:
-            return pq.read_table(handle, schema=INDEX)
+        """A table of INDEX, sorted by image_id. Raises DatasetError for a damaged file."""
+        try:
+            return read_sealed(self.storage.read(self.index_uri), INDEX)
+        except DamagedFileError as error:
+            raise DatasetError(f"{self.index_uri} is damaged ({error}); run 'cliper prepare' again") from error
 
 
 def open_prepared(uri: str, storage: Storage) -> Prepared:

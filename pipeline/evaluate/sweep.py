@@ -40,7 +40,7 @@ from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
 SWEPT = ("attention_threshold", "presence_threshold", "background_threshold", "probability_threshold",
-         "normalize_per_class")  # fmt: skip
+         "margin_threshold", "normalize_per_class")  # fmt: skip
 SWEEP_COUNTS = COUNTS.append(pa.field("variant", pa.int32(), nullable=False))
 
 
@@ -53,8 +53,10 @@ class Grid:
 
     def variants(self) -> list[dict[str, Any]]:
         """The swept values of each variant, in the order of CLIPer.sweep."""
+        written = {name for setting in self.settings for name in setting.model_dump(exclude={"protocol"})}
+        names = [name for name in LabelConfig.model_fields if name in written]
         pairs = itertools.product(self.attention_thresholds, self.settings)
-        return [{"attention_threshold": a, **s.model_dump(exclude={"protocol"})} for a, s in pairs]
+        return [{"attention_threshold": a} | {name: getattr(s, name) for name in names} for a, s in pairs]
 
 
 def require_scores(config: JobConfig) -> CLIPerConfig:
@@ -214,7 +216,7 @@ def sweep_results(
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown, without the columns that have only one value."""
-    names = [name for name in SWEPT if len({row[name] for row in rows}) > 1] or ["attention_threshold"]
+    names = [name for name in SWEPT if len({row.get(name) for row in rows}) > 1] or ["attention_threshold"]
     lines = ["| " + " | ".join([*names, "mIoU", "pixel accuracy"]) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
         values = [str(row[name]) for name in names]

@@ -235,6 +235,7 @@ class SegmentShard:
             "confidence": found.confidence,
             "confidence_p10": found.confidence_p10,
             "margin": found.margin,
+            "proposed": None if found.proposed is None else found.proposed.tolist(),
             "status": "ok",
         }
 

@@ -2,8 +2,8 @@
 
 A run has up to a million shards. Handed over at once, each would cost the driver an object and a scheduling
 decision before the first is labeled. Here a list of tasks goes to Ray in chunks, and one generator at a time turns
-a chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` lets them be
-read as they are needed.
+a chunk into rows, one per task. Ray pauses a generator while its rows are not read, and `FewAhead` has them read
+as they are needed.
 """
 
 import pickle

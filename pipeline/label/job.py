@@ -4,7 +4,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,14 +12,15 @@ from cliper.model.classes import ClassList
 from cliper.pipeline.config import ActorRange, JobConfig, ResourceConfig, ShardConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
-from cliper.pipeline.corpus.sources import Entry, list_entries, no_images
-from cliper.pipeline.errors import RunError
+from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
+from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.extras import require
 from cliper.pipeline.label.segmenters import SegmenterKind, chosen
+from cliper.pipeline.run.extend import LOOK_LOCAL, LOOK_REMOTE, count_new, extend_run
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
-from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.backend import Storage, absolute, is_local
 
 SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
 SHARDS_PER_ACTOR = 4
@@ -49,8 +50,11 @@ def open_job(
     storage: Storage,
     held: ExitStack | None = None,
     wants_gpu: Callable[[ResourceConfig], bool] = lambda wanted: wanted.device == "cuda",
+    extend: Collection[str] | None = None,
 ) -> Job:
     """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
+
+    With `extend`, an existing manifest is extended to the corpus as it is now; see run/extend.py for its values.
 
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
     says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
@@ -69,7 +73,11 @@ def open_job(
     if held is not None:
         held.enter_context(hold(output, storage))
     run = begin_run(output, storage, identity)
-    manifest = read_manifest(storage, output) or _list_new(run, entries, config, left_out)
+    manifest = read_manifest(storage, output)
+    if manifest is None:
+        manifest = _list_new(run, entries, config, left_out)
+    elif extend is not None:
+        manifest = _extend(run, manifest, entries, config, left_out, extend)
     return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
 
 
@@ -122,22 +130,13 @@ def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: L
 
 def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
     """Write the manifest, and print what the listing left out."""
-    said = time.monotonic()
-
-    def report(count: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= SAY_EVERY:
-            said = time.monotonic()
-            print(f"listed {count} images", file=sys.stderr, flush=True)
-
     limits, entries = fitting_shards(config, entries)
     try:
-        manifest = write_manifest(entries, run.storage, run.uri, limits, report, left_out)
+        manifest = write_manifest(entries, run.storage, run.uri, limits, _counting(), left_out)
     except BaseException:
         run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
         raise
-    for line in left_out.lines():
-        print(line, file=sys.stderr, flush=True)
+    _print(left_out.lines())
     return manifest
 
 
@@ -156,3 +155,54 @@ def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardCo
         return limits, entries
     images = max(config.batch_size, math.ceil(len(first) / wanted))
     return limits.model_copy(update={"images": min(limits.images, images)}), entries
+
+
+def _extend(
+    run: Run,
+    manifest: Manifest,
+    entries: Iterator[Entry],
+    config: JobConfig,
+    left_out: LeftOut,
+    relabel: Collection[str],
+) -> Manifest:
+    """Extend the manifest, and print what was found."""
+    extended, extension = extend_run(run, manifest, entries, config.shard, left_out, relabel, _counting())
+    _print([*left_out.lines(), *extension.lines()])
+    return extended
+
+
+def notice_of_new(job: Job, input_uri: str) -> str | None:
+    """A line on images that are in the input and not in the run; None if there are none.
+
+    Only for forms that are listed without reading files, and corpora up to LOOK_LOCAL images (LOOK_REMOTE if they
+    are not local), which takes two seconds (ten requests).
+    """
+    config, most = job.config.input, LOOK_LOCAL if is_local(input_uri) else LOOK_REMOTE
+    try:
+        form = detect_format(absolute(input_uri)) if config.format == "auto" else config.format
+        if form not in ("images", "list") or job.manifest.images > most or input_uri.startswith("http"):
+            return None
+        found = count_new(job.run, job.manifest, list_entries(job.run.storage, input_uri, config))
+    except InputError as error:
+        return f"notice    the input cannot be listed again: {error}"
+    if not found.new:
+        return None
+    return f"notice    {found.new:,} new images in the input, for example {found.first_new}; --extend labels them"
+
+
+def _counting() -> Callable[[int], None]:
+    """Prints the number of listed images every few seconds."""
+    said = time.monotonic()
+
+    def report(count: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY:
+            said = time.monotonic()
+            print(f"listed {count} images", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _print(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.watch import Beat
+from cliper.pipeline.run.changed import read_changed
 from cliper.pipeline.run.failed import Failed, merge_into_shard, with_tries
 from cliper.pipeline.run.schema import label_schema
 from cliper.pipeline.run.shards import write_shard
@@ -20,10 +21,15 @@ from cliper.pipeline.telemetry import timed
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to label; with `again`, only its failed images, whose new rows replace the failed ones."""
+    """A shard to label; with `again`, only its failed images, whose new rows replace the failed ones.
+
+    With `changed`, only the images of the shard that were replaced (run/changed.py); their new rows replace the
+    earlier ones.
+    """
 
     shard: int
     again: Failed | None = None
+    changed: bool = False
 
 
 class Tasks(Sequence[Task]):
@@ -52,6 +58,9 @@ def load_task(job: Job, task: Task) -> pa.Table:
         if task.again is not None:
             wanted = set(task.again.image_ids)
             entries = [_repaired(entry) for entry in entries if entry.image_id in wanted]
+        if task.changed:
+            newest = read_changed(job.run, task.shard)
+            entries = [newest[entry.image_id] for entry in entries if entry.image_id in newest]
         loaded = load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
     return loaded if task.again is None else with_tries(loaded, task.again)
 
@@ -59,7 +68,7 @@ def load_task(job: Job, task: Task) -> pa.Table:
 def _repaired(entry: Entry) -> Entry:
     """The entry of a failed image: its file may have been replaced since it was listed, and of any size."""
     inside = entry.offset is not None or entry.row is not None
-    return entry if inside else replace(entry, bytes=None)
+    return entry if inside else replace(entry, bytes=None, stamp=None)
 
 
 def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None) -> SegmentShard:
@@ -69,8 +78,23 @@ def make_actor(job: Job, cpu_threads: int, driver: str, board: str | None = None
 
 
 def write_task(job: Job, labeled: pa.Table, repetition: bool = False) -> pa.Table:
-    """Commit a labeled shard; returns its one-row summary (see write_shard)."""
+    """Commit a labeled shard; returns its one-row summary (see write_shard).
+
+    Rows of some of a shard's images are laid over its file, and the summary counts these alone; with
+    `repetition`, only failed rows are replaced, and the summary counts the whole shard.
+    """
     with timed("write", job.run.uri):
-        whole = merge_into_shard(job.run, labeled) if repetition else labeled
+        [shard] = labeled.column("shard").unique().to_pylist()
+        part = repetition or len(labeled) < job.manifest.images_in([shard])
+        whole = merge_into_shard(job.run, labeled, keep_ok=repetition) if part else labeled
         schema = label_schema(job.classes.names, job.run.fingerprint, job.config.mask_codec, job.model)
-        return write_shard(whole, job.run.storage, job.run.uri, schema)
+        summary = write_shard(whole, job.run.storage, job.run.uri, schema)
+    return summary if repetition or not part else _counted(summary, labeled)
+
+
+def _counted(summary: pa.Table, labeled: pa.Table) -> pa.Table:
+    """The summary of a commit with the counts of some of its images."""
+    failed = [kind for kind in labeled.column("error_type").to_pylist() if kind is not None]
+    images, failures = pa.array([len(labeled)]), pa.array([failed], pa.list_(pa.string()))
+    summary = summary.set_column(summary.schema.get_field_index("images"), "images", images)
+    return summary.set_column(summary.schema.get_field_index("failures"), "failures", failures)

@@ -56,11 +56,13 @@ def select_images(
     keep: RowFilter = LABELED,
     against: Run | None = None,
     again: bool = False,
+    agreement: Mapping[str, float] | None = None,
 ) -> list[Candidate]:
     """The `count` images that most need review, the most urgent first; ties in the order of ids.
 
-    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
-    that were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
+    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes.
+    `agreement` (by image id, see evaluate/agree.py) gives the disagreement instead, 1 - agreement. Images that
+    were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
     Raises FilterError, or ReviewError if the runs cannot be compared.
     """
     if against is not None and class_names(run.identity) != class_names(against.identity):
@@ -70,7 +72,7 @@ def select_images(
     margins, images = _survey(run, keep, corrections)
     picks = (
         _judge(row, shard, margins, images, disagreement)
-        for shard, row, disagreement in _candidates(run, keep, corrections, against)
+        for shard, row, disagreement in _candidates(run, keep, corrections, against, agreement or {})
         if row["image_id"] not in reviewed
     )
     return nsmallest(count, picks, key=lambda found: (-found.score, found.image_id))
@@ -87,14 +89,18 @@ def _survey(run: Run, keep: RowFilter, corrections: Corrections) -> tuple[np.nda
 
 
 def _candidates(
-    run: Run, keep: RowFilter, corrections: Corrections, against: Run | None
+    run: Run, keep: RowFilter, corrections: Corrections, against: Run | None, agreement: Mapping[str, float]
 ) -> Iterator[tuple[int, dict[str, Any], float | None]]:
     columns = _LIGHT if against is None else (*_LIGHT, *_MASK)
     for shard in labeled_shards(run):
         for table in read_tables(run, columns, keep, [shard], corrections):
             others = _masks(against, shard) if against is not None else {}
             for row in table.to_pylist():
-                yield shard, row, None if against is None else _disagreement(row, others, run, against)
+                known = agreement.get(row["image_id"])
+                if known is not None:
+                    yield shard, row, 1 - known
+                else:
+                    yield shard, row, None if against is None else _disagreement(row, others, run, against)
 
 
 def _masks(run: Run, shard: int) -> dict[str, dict[str, Any]]:

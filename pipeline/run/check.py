@@ -33,7 +33,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """A finished shard, the ids the manifest gives it in order, and the run it must belong to."""
+    """A finished shard, the ids and URIs the manifest gives it in order, and the run it must belong to."""
 
     storage: Storage
     run_uri: str
@@ -41,6 +41,7 @@ class ShardJob:
     ids: Sequence[str]
     fingerprint: str
     class_names: Sequence[str]
+    uris: Sequence[str] = ()  # none: not compared
 
 
 @dataclass
@@ -69,6 +70,7 @@ def check_shard(job: ShardJob) -> ShardCheck:
         return check
     check.rows = len(table)
     _check_ids(check, table.column("image_id").to_pylist(), job.ids)
+    _check_uris(check, table, job)
     _check_identity(check, table, job)
     stored = (table.schema.metadata or {}).get(DIGEST)
     if stored != rows_digest(table).encode():
@@ -100,6 +102,14 @@ def _check_ids(check: ShardCheck, found: Sequence[str], expected: Sequence[str])
             check.add(kind, _named(ids), len(ids))
     if have == want:
         check.add("misplaced", "the ids are the manifest's, their order is not")
+
+
+def _check_uris(check: ShardCheck, table: pa.Table, job: ShardJob) -> None:
+    expected = dict(zip(job.ids, job.uris, strict=False))
+    found = zip(table.column("image_id").to_pylist(), table.column("uri").to_pylist(), strict=True)
+    other = [image_id for image_id, uri in found if expected.get(image_id, uri) != uri]
+    if other:
+        check.add("other_uri", _named(other), len(other))
 
 
 def _check_identity(check: ShardCheck, table: pa.Table, job: ShardJob) -> None:

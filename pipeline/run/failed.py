@@ -89,28 +89,31 @@ def with_tries(loaded: pa.Table, failed: Failed) -> pa.Table:
     return loaded.append_column("tried", pa.array(counts, pa.int32()))
 
 
-def merge_into_shard(run: Run, block: pa.Table) -> pa.Table:
+def merge_into_shard(run: Run, block: pa.Table, keep_ok: bool = True) -> pa.Table:
     """Lay new rows of one shard, a table of `shard` and COLUMNS, over its file: all its rows, for write_shard.
 
-    Raises RunError for a file that is damaged.
+    `keep_ok`: see `merge_rows`. Raises RunError for a file that is damaged.
     """
     [shard] = block.column("shard").unique().to_pylist()
     try:
         old = by_name(read_labels(run.storage.read(join(run.uri, shard_file(shard)))), COLUMNS)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(run, shard, error) from error
-    merged = merge_rows(old, block.drop_columns(["shard"]))
+    merged = merge_rows(old, block.drop_columns(["shard"]), keep_ok)
     return merged.add_column(0, "shard", pa.array([shard] * len(merged), pa.int32()))
 
 
-def merge_rows(old: pa.Table, new: pa.Table) -> pa.Table:
-    """`old` with its failed rows replaced by those of `new` with the same image_id; ok rows and the order stay.
+def merge_rows(old: pa.Table, new: pa.Table, keep_ok: bool = True) -> pa.Table:
+    """`old` with its rows replaced by those of `new` with the same image_id; the order stays.
 
-    Both are tables of COLUMNS. New rows of other images are left out.
+    Both are tables of COLUMNS. With `keep_ok`, only failed rows are replaced. New rows of other images are left
+    out.
     """
     places = {image_id: len(old) + i for i, image_id in enumerate(new.column("image_id").to_pylist())}
     rows = zip(old.column("image_id").to_pylist(), old.column("status").to_pylist(), strict=True)
-    chosen = [i if status == "ok" else places.get(image_id, i) for i, (image_id, status) in enumerate(rows)]
+    chosen = [
+        i if keep_ok and status == "ok" else places.get(image_id, i) for i, (image_id, status) in enumerate(rows)
+    ]
     return pa.concat_tables([old, new.cast(old.schema)]).take(pa.array(chosen, pa.int64()))
 
 

@@ -12,6 +12,7 @@ from cliper.pipeline.run.shards import shard_number
 from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.uploads import abort_upload, incomplete_uploads
 
+_PART = re.compile(r"part-\d{5,}(-\d+)?\.parquet")
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage._write_local
 
 
@@ -34,6 +35,15 @@ def orphan_files(run: Run, manifest: Manifest, done: Collection[int]) -> Iterato
         orphan = judge(name, manifest.shards, done)
         if orphan is not None:
             yield orphan
+    for name in unnamed_parts(run, manifest):
+        yield Orphan(f"manifest/{name}", "not named by manifest/index.json")
+
+
+def unnamed_parts(run: Run, manifest: Manifest) -> list[str]:
+    """Manifest files that the index does not name, relative to `manifest/`: left by an interrupted extension."""
+    named = {part.file for part in manifest.parts}
+    names = (name for name, _ in run.storage.list_files(join(run.uri, "manifest")))
+    return [name for name in names if _PART.fullmatch(name) and name not in named]
 
 
 def orphan_uploads(run: Run) -> Iterator[Orphan]:

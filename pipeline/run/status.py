@@ -16,6 +16,7 @@ from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError, StorageError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, attempted_shard
+from cliper.pipeline.run.changed import changed_shards
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.heartbeat import Heartbeat, read_heartbeat
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
@@ -56,6 +57,7 @@ class Status:
     driver: dict[str, Any] | None  # the lease holder; `lives` is None if this machine cannot check its process
     started: tuple[Started, ...]
     progress: Heartbeat | None  # what the driver itself shows, at most a minute old; None if no driver works
+    changed: int = 0  # shards with images to label again (run/changed.py)
 
     def to_json(self) -> str:
         """The status as indented JSON."""
@@ -71,11 +73,12 @@ def read_status(run: Run, failures: bool = True) -> Status:
     times = {shard: time for shard, time in shard_times(run).items() if shard in sizes}
     images, done = sum(sizes.values()), sum(sizes[shard] for shard in times)
     rate = recent_rate(sizes, times, _epoch(holder.since) if holder is not None and working else 0.0)
+    changed = len(changed_shards(run))
     causes, unreadable = failure_causes(run, sorted(times)) if failures else (None, 0)
     return Status(
         uri=run.uri,
         fingerprint=run.fingerprint,
-        state=_state(manifest is not None, working, len(times) == len(sizes)),
+        state=_state(manifest is not None, working, len(times) == len(sizes) and not changed),
         images=images,
         images_done=done,
         shards=len(sizes),
@@ -88,6 +91,7 @@ def read_status(run: Run, failures: bool = True) -> Status:
         driver=None if holder is None else _describe(holder),
         started=started_shards(run),
         progress=read_heartbeat(run) if working else None,
+        changed=changed,
     )
 
 

@@ -1,9 +1,9 @@
 """Prove that a run is whole: every image of the manifest in exactly one row, every row as it was written.
 
-A run passes if, for every shard, the ids of its file are the manifest's ids in order; if every page passes its
-CRC and the rows their digest (shards.py); if every mask decodes to its image's size, with labels of the classes
-and the pixel counts of its row; and if every row that has no mask says why. As ids are unique in the manifest
-(checked here as well), that puts each image in exactly one row.
+A run passes if, for every shard, the ids and URIs of its file are the manifest's in order; if every page passes
+its CRC and the rows their digest (shards.py); if every mask decodes to its image's size, with labels of the
+classes and the pixel counts of its row; and if every row that has no mask says why. As ids are unique in the
+manifest (checked here as well), that puts each image in exactly one row.
 """
 
 import json
@@ -20,6 +20,7 @@ import pyarrow as pa
 from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, open_part, refuse_collisions
 from cliper.pipeline.errors import InputError, RunError, StorageError
 from cliper.pipeline.parallel import cpus, map_ahead
+from cliper.pipeline.run.changed import changed_file, changed_shards, read_changed
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.leftovers import Orphan, orphan_files, orphan_uploads
@@ -34,6 +35,8 @@ KINDS = {
     "missing": "images without a readable row",
     "doubled": "rows of an image that has one already",
     "foreign": "rows of images that are not in the shard",
+    "outdated": "images that were replaced and are not labeled again yet",
+    "other_uri": "rows with another URI than the manifest's",
     "misplaced": "files whose rows are not in the manifest's order",
     "unreadable": "files that cannot be read back",
     "wrong_checksum": "files whose rows are not those that were written",
@@ -56,6 +59,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    source: dict[str, int] | None = None  # images by finding, if they were compared with their source
     broken_shards: list[int] = field(default_factory=list)  # with a file that was changed after it was written
 
     @property
@@ -90,6 +94,7 @@ class Report:
             **{kind: self.counts[kind] for kind in KINDS},
             "problems": [vars(problem) for problem in self.problems],
             "notes": self.notes,
+            "source": self.source,
         }
         return json.dumps(content, indent=1, ensure_ascii=False)
 
@@ -107,8 +112,18 @@ def verify_run(run: Run, processes: int | None = None) -> Report:
     with _executor(min(wanted, math.ceil(len(done) / SHARDS_PER_PROCESS))) as pool:
         for check in map_ahead(pool, check_shard, _jobs(run, manifest, done, report), ahead=2 * wanted):
             report.merge(check)
+    for shard in changed_shards(run):
+        report.add(_outdated(run, shard))
     _look_for_orphans(run, manifest, done, report)
     return report
+
+
+def _outdated(run: Run, shard: int) -> Problem:
+    try:
+        count = len(read_changed(run, shard))
+    except RunError as error:
+        return Problem("unreadable", changed_file(shard), str(error))
+    return Problem("outdated", changed_file(shard), f"{count} images; the run's 'cliper label' labels them", count)
 
 
 def _executor(processes: int) -> Executor:
@@ -130,10 +145,10 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
             report.add(Problem("unreadable", f"manifest/{part.file}", f"{type(error).__name__}: {error}"))
             report.add(Problem("missing", f"manifest/{part.file}", "all of its images", sum(part.images)))
             continue
-        for shard, ids in enumerate(shards, part.first_shard):
+        for shard, (ids, uris) in enumerate(shards, part.first_shard):
             hashes.extend(id_hash(image_id) for image_id in ids)
             if shard in done:
-                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names)
+                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names, uris if part.seal else ())
             else:
                 report.add(Problem("unfinished", f"shard {shard}", f"{len(ids)} images are not labeled yet"))
                 report.counts["missing"] += len(ids)
@@ -144,11 +159,11 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
         report.add(Problem("doubled", "manifest", str(error)))
 
 
-def read_ids(run: Run, part: Part) -> list[list[str]]:
-    """The image ids of each shard of a manifest file. Raises the errors of Parquet and storage."""
+def read_ids(run: Run, part: Part) -> list[tuple[list[str], list[str]]]:
+    """The image ids and URIs of each shard of a manifest file. Raises the errors of Parquet and storage."""
     with open_part(run.storage, run.uri, part, whole=True) as file:
-        groups = range(len(part.images))
-        return [file.read_row_group(group, columns=["image_id"]).column(0).to_pylist() for group in groups]
+        groups = (file.read_row_group(i, columns=["image_id", "uri"]) for i in range(len(part.images)))
+        return [(group["image_id"].to_pylist(), group["uri"].to_pylist()) for group in groups]
 
 
 def _look_for_orphans(run: Run, manifest: Manifest, done: set[int], report: Report) -> None:

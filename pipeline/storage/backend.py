@@ -22,12 +22,14 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
+from cliper.pipeline.storage.direct import DirectS3, direct_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
     forbids,
     is_transient,
+    is_unavailable,
     refuses_keys,
     with_retries,
 )
@@ -44,6 +46,7 @@ class Stored:
     name: str  # relative to the listed folder
     size: int  # bytes
     modified: float | None  # seconds since 1970, by the store's clock; None if the backend does not say
+    tag: str | None = None  # ETag, as the store writes it; S3 only
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,24 @@ class Storage:
         filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
         return filesystem, uri.removeprefix("s3://").rstrip("/")
 
-    def operate(self, uri: str, operation: Callable[[Any, str], T]) -> T:
-        """Return operation(filesystem, path), with retries where the storage is remote.
+    def objects(self, uri: str) -> tuple[Any, str]:
+        """Return (client, path) for single objects: obstore's for S3 if it covers the set-up, else `filesystem`.
 
-        Raises FileNotFoundError, or StorageError if access is refused or the storage keeps failing.
+        The client has the methods of DirectS3. Raises StorageError as `filesystem` does.
         """
-        filesystem, path = self.filesystem(uri)
+        if not uri.startswith("s3://"):
+            return self.filesystem(uri)
+        path = uri.removeprefix("s3://").rstrip("/")
+        direct = direct_s3(s3_options(self.options), path, lambda: self.filesystem(uri)[0])
+        return (direct, path) if direct is not None else self.filesystem(uri)
+
+    def operate(self, uri: str, operation: Callable[[Any, str], T], listing: bool = False) -> T:
+        """Return operation(client, path), with retries where the storage is remote; see `objects`.
+
+        `listing`: the operation needs an fsspec filesystem. Raises FileNotFoundError, or StorageError if access is
+        refused or the storage keeps failing.
+        """
+        filesystem, path = self.filesystem(uri) if listing else self.objects(uri)
         with access_errors(uri):
             if isinstance(filesystem, LocalFileSystem):
                 return operation(filesystem, path)
@@ -90,15 +105,21 @@ class Storage:
         """Return a file's size in bytes. Raises as `operate` does."""
         return int(self.operate(uri, lambda filesystem, path: filesystem.info(path))["size"])
 
+    def tag(self, uri: str) -> str:
+        """Return an object's ETag without its quotes, "" if the store has none. Raises as `operate` does."""
+        options = {"refresh": True} if uri.startswith("s3://") else {}
+        found = self.operate(uri, lambda filesystem, path: filesystem.info(path, **options))
+        return str(found.get("ETag", "")).strip('"')
+
     def read_many(
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40
     ) -> list[bytes | Exception]:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
         An object that cannot be read, or has more than `most` bytes, is its exception in the result; the others
-        are not affected. Raises StorageError if a store refuses our keys, or gives none of several objects: that
-        is not the objects' fault, and the run can go on from here another time. Web hosts are not one store: an
-        object of a dead host is its exception, after a bounded time.
+        are not affected. Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of
+        several objects: that is not the objects' fault, and the run can go on from here another time. Web hosts
+        are not one store: an object of a dead host is its exception, after a bounded time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[str, list[int]] = {}
@@ -125,22 +146,24 @@ class Storage:
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
     ) -> list[bytes | Exception]:
         try:
-            filesystem, _ = self.filesystem(uris[0])
+            clients = [self.objects(uri) for uri in uris]
         except StorageError as error:  # an unknown scheme, or one whose package is not installed
             return [error] * len(uris)
-        paths = [self.filesystem(uri)[1] for uri in uris]
         starts = [None if r is None else r[0] for r in ranges]
         ends = [None if r is None else r[1] for r in ranges]
 
         def fetch(places: Sequence[int]) -> list[bytes | Exception]:
-            wanted = ([values[i] for i in places] for values in (paths, starts, ends))
-            found: list[bytes | Exception] = filesystem.cat_ranges(*wanted, on_error="return")
-            return [_empty_if_out_of_range(data, starts[i]) for i, data in zip(places, found, strict=True)]
+            found: dict[int, bytes | Exception] = {}
+            for client, members in _by_client(places, clients):
+                wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]
+                found.update(zip(members, client.cat_ranges(*wanted, on_error="return"), strict=True))
+            return [_empty_if_out_of_range(found[i], starts[i]) for i in places]
 
         results = fetch_with_retries(fetch, len(uris))
         errors = [result for result in results if isinstance(result, Exception)]
         none = len(errors) == len(uris)
         unreachable = none and len(uris) > 1 and all(is_transient(error) or forbids(error) for error in errors)
+        unreachable = unreachable or (none and all(is_unavailable(error) for error in errors))
         for uri, result in zip(uris, results, strict=True):
             if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
                 raise refusal(uri, result) from result
@@ -212,11 +235,13 @@ class Storage:
             filesystem.invalidate_cache()
             return bool(filesystem.exists(path))
 
-        return self.operate(uri, ask)
+        return self.operate(uri, ask, listing=True)
 
     def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
         """Return the matches, by path inside the filesystem, as fsspec describes it (type, size)."""
-        found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
+        found: dict[str, dict[str, Any]] = self.operate(
+            pattern, lambda fs, path: fs.glob(path, detail=True), listing=True
+        )
         return found
 
     def open(self, uri: str, ahead: bool = True) -> Any:
@@ -249,6 +274,16 @@ class Storage:
                 found = with_retries(lambda: filesystem.find(path, detail=True))
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+
+def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, list[int]]]:
+    """Group places by their client: obstore's has one per bucket, fsspec's is one for all."""
+    groups: dict[Any, tuple[Any, list[int]]] = {}
+    for i in places:
+        client = clients[i][0]
+        key = client.bucket if isinstance(client, DirectS3) else ""
+        groups.setdefault(key, (client, []))[1].append(i)
+    yield from groups.values()
 
 
 def _empty_if_out_of_range(data: bytes | Exception, start: int | None) -> bytes | Exception:

@@ -11,13 +11,22 @@ from cliper.jobs.common import with_preset
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, CliperError, ConfigError
 from cliper.pipeline.config import JobConfig, classes_for, describe_classes, load_classes, load_config, shipped
+from cliper.pipeline.evaluate.benchmarks import load_benchmark
+from cliper.pipeline.label.segmenters import chosen
 
 
 @pytest.mark.parametrize("name", sorted(shipped("label")))
 def test_shipped_configs_load(name: str) -> None:
     config = load_config(name)
-    assert config.segmenter == "cliper"
-    assert ("clip-only" in name) == (config.model.fgc is None)
+    chosen(config)
+    if config.segmenter == "cliper":
+        assert ("clip-only" in name or "dino" in name) == (config.cliper.fgc is None)
+
+
+def test_shipped_sweeps_load() -> None:
+    assert [sorted(load_benchmark(str(path)).variants) for path in shipped("sweeps").values()] == [
+        ["both", "dino", "fgc", "neither", "proxy"]
+    ]
 
 
 def test_every_backbone_has_both_forms() -> None:
@@ -126,7 +135,7 @@ def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat | kitty'"),
+        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat; kitty'"),
         ("cat\tanimal\ndog\tanimal\n", "with a tab"),
         ("1: cat\n5: dog\n", "read as numbered classes, but the numbers are 1, 5"),
         ("- cat\ndog\n", "only some lines"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -32,6 +33,7 @@ class FaultyS3:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.sent = 0
+        self.headers: dict[str, str] = {}  # sent with every answer
         self.lock = threading.Lock()
         self._faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"store": self})
@@ -49,6 +51,10 @@ class FaultyS3:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def encrypt(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def fail(self, method: str, part: str, kind: str, times: int) -> None:
         """Make the next `times` requests of `method` for paths with `part` fail."""
@@ -113,13 +119,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NoSuchKey")
             return
         whole, wanted = data, self.headers.get("Range")
+        headers = {"ETag": _etag(whole)}
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             data = data[int(first) : int(last) + 1 if last else None]
             if not data:
                 self._error(416, "InvalidRange")
                 return
-        self._answer(206 if wanted else 200, data, ETag=_etag(whole))
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{len(whole)}"
+        self._answer(206 if wanted else 200, data, **headers)
 
     def _put(self, key: str, body: bytes) -> None:
         if self.headers.get("x-amz-content-sha256", "").startswith("STREAMING"):
@@ -151,7 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         names = [name.removeprefix(f"{bucket}/") for name in sorted(self.store.objects)]
         entries = "".join(
             f"<Contents><Key>{escape(name)}</Key><Size>{len(self.store.objects[f'{bucket}/{name}'])}</Size>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+            f"<ETag>{escape(_etag(self.store.objects[f'{bucket}/{name}']))}</ETag></Contents>"
             for name in names
             if name.startswith(prefix)
         )
@@ -164,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in (headers | self.store.headers).items():
             self.send_header(name, value)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body)))

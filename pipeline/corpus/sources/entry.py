@@ -8,6 +8,7 @@ from typing import Any
 from cliper.pipeline.errors import InputError
 
 LONGEST_ID = 4096  # characters
+ETAG, MTIME = "etag ", "mtime "  # how the stamps of files begin
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class Entry:
     """One image: a file, a byte range of a file (`offset`, `bytes`), or a row of a Parquet file (`row`).
 
     `bytes` is the encoded size; for a row it is the mean of its row group, number `group` of the file. `stamp` is
-    what else tells the image from one that took its place: of a member of a tar, see `header_stamp`; of a row,
-    the column that holds its id.
+    what else tells the image from one that took its place: of a file, its ETag or modification time (ns), if the
+    listing has it; of a member of a tar, see `header_stamp`; of a row, the column that holds its id.
     """
 
     image_id: str
@@ -45,8 +46,13 @@ class Entry:
 
 
 def header_stamp(header: tarfile.TarInfo, own_name: bool) -> str:
-    """What a tar's header says of its member: checksum, size, time and, if the header holds it whole, the name."""
-    name = zlib.crc32(header.name.encode("utf-8", "surrogateescape")) if own_name else 0
+    """What a tar's header says of its member: checksum, size, time and name.
+
+    Without `own_name`, only the checksum: the rest may stand in headers before it, for long names for example.
+    """
+    if not own_name:
+        return f"{header.chksum} 0 0 0"
+    name = zlib.crc32(header.name.encode("utf-8", "surrogateescape"))
     return f"{header.chksum} {header.size} {int(header.mtime)} {name}"
 
 

@@ -12,6 +12,7 @@ from braceexpand import braceexpand
 from fsspec.utils import glob_translate
 
 from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.sources.entry import ETAG, MTIME
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, access_errors, is_local, join
 
@@ -24,13 +25,14 @@ _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
 class Found:
     """A file: its name relative to the input, its URI, and its size in bytes if the listing has it.
 
-    `how`: "named" (the input itself), "matched" (a glob), or "in folder".
+    `how`: "named" (the input itself), "matched" (a glob), or "in folder". `stamp`: see Entry.
     """
 
     name: str
     uri: str
     size: int | None
     how: str
+    stamp: str | None = None
 
 
 def find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
@@ -87,12 +89,12 @@ def _exists(storage: Storage, uri: str) -> bool:
 def _remote_folder(storage: Storage, uri: str) -> Iterator[Found]:
     """The objects below a prefix, or the object of that name."""
     empty = True
-    for name, size in storage.list_files(uri):
+    for stored in storage.list_stored(uri):
         empty = False
-        if name:
-            yield Found(name, join(uri, name), size, "in folder")
+        if stored.name:
+            yield Found(stored.name, join(uri, stored.name), stored.size, "in folder", etag_stamp(stored.tag))
         else:  # some stores list an object below itself
-            yield Found(posixpath.basename(uri), uri, size, "named")
+            yield Found(posixpath.basename(uri), uri, stored.size, "named", etag_stamp(stored.tag))
     if empty and uri.partition("://")[2].strip("/").count("/"):
         yield Found(posixpath.basename(uri), uri, storage.size(uri), "named")
 
@@ -104,9 +106,18 @@ def _remote_glob(storage: Storage, pattern: str) -> Iterator[Found]:
     found = storage.glob(pattern)
     for name in sorted(found):
         if found[name]["type"] == "file":
-            yield Found(
-                name.removeprefix(fixed).lstrip("/"), f"{scheme}://{name}", int(found[name]["size"]), "matched"
-            )
+            size, stamp = int(found[name]["size"]), etag_stamp(found[name].get("ETag"))
+            yield Found(name.removeprefix(fixed).lstrip("/"), f"{scheme}://{name}", size, "matched", stamp)
+
+
+def etag_stamp(tag: str | None) -> str | None:
+    """The stamp of an object, from its ETag as the store writes it."""
+    return f"{ETAG}{tag.strip(chr(34))}" if tag else None
+
+
+def mtime_stamp(found: os.stat_result) -> str:
+    """The stamp of a local file."""
+    return f"{MTIME}{found.st_mtime_ns}"
 
 
 def _first_magic(path: str) -> int:
@@ -132,7 +143,7 @@ def _named_local(path: Path, uri: str, left_out: LeftOut) -> Iterator[Found]:
         with access_errors(uri):
             yield from (replace(item, uri=join(uri, item.name)) for item in _walk(path, left_out, MOST_DEEP))
     elif stat.S_ISREG(found.st_mode):
-        yield Found(path.name, uri, found.st_size, "named")
+        yield Found(path.name, uri, found.st_size, "named", mtime_stamp(found))
     else:
         raise InputError(f"input {uri} is neither a file nor a folder, but a FIFO, socket or device")
 
@@ -174,7 +185,7 @@ def _walk(top: Path, left_out: LeftOut, deepest: int) -> Iterator[Found]:
                     continue
                 yield from below(entry.path, f"{name}/", (*inside, here))
             elif stat.S_ISREG(found.st_mode):
-                yield Found(name, entry.path, found.st_size, "in folder")
+                yield Found(name, entry.path, found.st_size, "in folder", mtime_stamp(found))
             else:
                 left_out.skip(name, "not a regular file")
 

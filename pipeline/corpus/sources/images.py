@@ -15,4 +15,4 @@ def list_images(storage: Storage, uri: str, config: InputConfig, left_out: LeftO
     selection = Selection(config, left_out)
     for found in find(storage, uri, left_out):
         if selection.image(found.name, any_name=found.how != "in folder"):
-            yield Entry(found.name, found.uri, found.size)
+            yield Entry(found.name, found.uri, found.size, stamp=found.stamp)

@@ -142,7 +142,7 @@ class _TarReader:
         image_id = f"{self.stem}/{name}"
         if self.selection.image(name, image_id):
             alone = member.offset_data - member.offset == BLOCK  # no header of a long name before its own
-            stamp = header_stamp(member, own_name=True) if alone else None
+            stamp = header_stamp(member, own_name=alone)
             self.listed.entries.append(
                 Entry(image_id, self.tar.uri, member.size, offset=member.offset_data, stamp=stamp)
             )

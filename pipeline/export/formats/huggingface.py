@@ -97,7 +97,8 @@ def _card_type(kind: Mapping[str, Any]) -> dict[str, Any]:
     if kind.get("_type") == "Value":
         return {"dtype": kind["dtype"]}
     if kind.get("_type") == "List":
-        return {"list": _card_features(kind["feature"])}
+        inner = kind["feature"]
+        return {"list": inner["dtype"] if inner.get("_type") == "Value" else _card_features(inner)}
     if kind.get("_type") == "Image":
         return {"dtype": "image"}
     return {"struct": _card_features(kind)}
