@@ -3,10 +3,10 @@
     python -m benchmarks.scale --shards 400000 --stop 40000
 
 sends shards through the flow's own code (flow.over_shards, and the progress of `cliper label`) and prints one JSON
-object: seconds to the first commit, shards/s, processor time, and a line per sample with the resident memory of
-the driver, of Ray's GCS and of the raylet, and the bytes in the object store. Loading, segmenting and writing are
-one line each, so that everything else is the cost of a shard beyond its images. `--stop` and `--seconds` end the
-run early, with the rest still pending.
+object: seconds to the first commit, shards/s, processor time, and samples of the resident memory of the driver, of
+Ray's GCS and of the raylet, and of the bytes in the object store. Loading, segmenting and writing are one
+line each, so that everything else is the cost of a shard beyond its images. `--stop` and
+`--seconds` end the run early, with the rest still pending.
 """
 
 import argparse
@@ -103,7 +103,7 @@ def measure(shards: int, stop: int, limit: float, actors: int, every: int) -> di
         if ends:
             break
     spent = time.process_time() - cpu
-    flow.close()
+    del flow
     return {
         "shards": shards,
         "commits": commits,

@@ -1,5 +1,6 @@
 """`cliper verify`: read a run back and prove that it is complete and undamaged."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -7,16 +8,24 @@ import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
-from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
 from cliper.pipeline.run.reader import set_aside
+from cliper.pipeline.run.source import check_source
 from cliper.pipeline.run.verify import KINDS, Report, verify_run
 from cliper.pipeline.storage.backend import Storage
 
 PRINTED = 20  # problems shown; --json has more
 
 Opt = typer.Option
+
+
+class Source(StrEnum):
+    """How many images `--source` compares."""
+
+    SAMPLE = "sample"
+    ALL = "all"
 
 
 def verify(
@@ -29,6 +38,13 @@ def verify(
         bool,
         Opt("--repair", help="Set damaged and foreign label files aside, for `cliper label` to write them again"),
     ] = False,
+    source: Annotated[
+        Source | None,
+        Opt(
+            help="Also read images from the source again and compare: a sample of 1,000, or all",
+            metavar="sample|all",
+        ),
+    ] = None,
     json_file: Annotated[
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
     ] = None,
@@ -55,10 +71,19 @@ def verify(
         print("repair    run the 'cliper label' command of this run again: it labels what was moved")
     elif report.broken_shards:
         print(f"repair    'cliper verify --repair {opened.uri}' sets them aside, 'cliper label' writes them")
+    same = source is None or _source_is_same(opened, source, report)
     if json_file is not None:
         json_file.write_text(report.to_json(), encoding="utf-8")
-    if not report.whole:
+    if not (report.whole and same):
         raise typer.Exit(1)
+
+
+def _source_is_same(run: Run, source: Source, report: Report) -> bool:
+    """Compare with the source; print the findings and add them to the report."""
+    found = check_source(run, sample=source is Source.SAMPLE)
+    report.source = {"checked": found.checked, "touched": found.touched, **found.counts}
+    print("\n".join(found.lines()))
+    return found.same
 
 
 def print_report(report: Report) -> None:

@@ -2,10 +2,13 @@
 
 import hashlib
 import posixpath
+import queue
 import re
 import tarfile
+import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.entry import ETAG, header_stamp
 from cliper.pipeline.errors import ImageError, StorageError
-from cliper.pipeline.storage.backend import Storage, absolute, explain, join
+from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local, join
 from cliper.pipeline.storage.local import too_large
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
@@ -31,6 +34,11 @@ SCHEMA = pa.schema(
 
 
 MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
+SLOWEST = 50_000  # bytes per second of one loading task: a store below it counts as stalled
+WAIT_SECONDS = 300.0  # on top: all retries of one request
+SLOW_IMAGES = 3  # that are tried alone before the store counts as too slow
+
+Fetched = list[bytes | Exception]
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -42,7 +50,7 @@ def load_entries(
     files = [entry for entry in entries if entry.row is None]
     fetched.update({e.image_id: too_large(e.bytes, most) for e in files if (e.bytes or 0) > most})
     files = [entry for entry in files if entry.image_id not in fetched]
-    read = storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+    read = _read(storage, files, most)
     fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
     fetched.update(_other_objects(storage, files, fetched))
     fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
@@ -50,6 +58,57 @@ def load_entries(
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
     ]
     return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def _read(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
+    """Fetch files, in a time that grows with their sizes; those that take longer are fetched alone once more.
+
+    Raises StorageError as `read_many` does, and if the store is too slow for the first images alone as well.
+    """
+    if all(is_local(entry.uri) for entry in files):
+        return _fetch(storage, files, most)
+    found = _within(seconds_for(files), lambda: _fetch(storage, files, most))
+    if found is not None:
+        return found
+    alone: list[bytes | Exception] = []
+    for entry in files:
+        one = _within(seconds_for([entry]), partial(_fetch, storage, [entry], most))
+        alone += [ImageError("unreadable", f"{_TOO_SLOW} for this image")] if one is None else one
+        if len(alone) == min(SLOW_IMAGES, len(files)) and not any(isinstance(data, bytes) for data in alone):
+            raise StorageError(f"{entry.uri}: {_TOO_SLOW}; the same command continues when it is faster")
+    return alone
+
+
+_TOO_SLOW = f"the store delivers less than {SLOWEST // 1000} kB/s"
+
+
+def seconds_for(files: Sequence[Entry]) -> float:
+    """The time that reading these may take, their retries included; 1 MB stands for an unknown size."""
+    return WAIT_SECONDS + sum(2**20 if entry.bytes is None else entry.bytes for entry in files) / SLOWEST
+
+
+def _fetch(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
+    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+
+
+def _within(seconds: float, fetch: Callable[[], Fetched]) -> Fetched | None:
+    """The result of `fetch`, or None if it takes longer; its thread is abandoned then. Raises its errors."""
+    outcome: queue.SimpleQueue[Fetched | Exception] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            outcome.put(fetch())
+        except Exception as error:
+            outcome.put(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    try:
+        found = outcome.get(timeout=seconds)
+    except queue.Empty:
+        return None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _span(entry: Entry, most: int) -> tuple[int, int] | None:

@@ -6,13 +6,17 @@ truth/IMAGE_ID.png    labels [H, W]: 0 = background, k = class k of the class li
 images/               only where images are cut (Cityscapes halves) or copied
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 
 INDEX = pa.schema(
     [
@@ -50,9 +54,11 @@ class Prepared:
         return join(self.uri, "index.parquet")
 
     def index(self) -> pa.Table:
-        """A table of INDEX, sorted by image_id."""
-        with self.storage.open(self.index_uri) as handle:
-            return pq.read_table(handle, schema=INDEX)
+        """A table of INDEX, sorted by image_id. Raises DatasetError for a damaged file."""
+        try:
+            return read_sealed(self.storage.read(self.index_uri), INDEX)
+        except DamagedFileError as error:
+            raise DatasetError(f"{self.index_uri} is damaged ({error}); run 'cliper prepare' again") from error
 
 
 def open_prepared(uri: str, storage: Storage) -> Prepared:
@@ -65,6 +71,21 @@ def open_prepared(uri: str, storage: Storage) -> Prepared:
             f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
         ) from error
     except ValueError as error:
-        raise DatasetError(f"{join(uri, 'dataset.json')} is damaged; run 'cliper prepare' again") from error
-    content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
-    return Prepared(absolute(uri), storage, **content)
+        raise _damaged(uri) from error
+    try:
+        digest = content.pop("digest", None)
+        if digest is not None and digest != content_digest(content):
+            raise _damaged(uri)
+        content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
+        return Prepared(absolute(uri), storage, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(uri) from error
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 in hex of the content of dataset.json, its key "digest" left out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(uri: str) -> DatasetError:
+    return DatasetError(f"{join(uri, 'dataset.json')} is damaged; run 'cliper prepare' again")

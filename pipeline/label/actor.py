@@ -3,9 +3,11 @@
 Decoded pixels never leave the process: encoded images come in, encoded masks go out.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,14 +71,15 @@ class SegmentShard:
         actor notes its progress. An expected error is raised by the first call: Ray reports an error of a
         constructor as a dead actor.
         """
-        import torch
-
         began = time.perf_counter()
-        torch.set_num_threads(cpu_threads)
         self.beat = beat
         self.refusal: CliperError | None = None
         try:
-            self.segmenter = CarefulSegmenter(factory(config, classes))
+            with no_collections():
+                import torch
+
+                torch.set_num_threads(cpu_threads)
+                self.segmenter = CarefulSegmenter(factory(config, classes))
         except CliperError as error:
             self.refusal = error.with_traceback(None)
         except Exception as error:
@@ -252,6 +255,16 @@ class SegmentShard:
         if image is not None:
             known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
         return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Pause Python's garbage collection: it takes a fifth of the time to import a model's libraries."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @dataclass(frozen=True)

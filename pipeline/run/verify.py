@@ -57,6 +57,7 @@ class Report:
     problems: list[Problem] = field(default_factory=list)
     orphans: list[Orphan] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    source: dict[str, int] | None = None  # images by finding, if they were compared with their source
     broken_shards: list[int] = field(default_factory=list)  # with a file that was changed after it was written
 
     @property
@@ -91,6 +92,7 @@ class Report:
             **{kind: self.counts[kind] for kind in KINDS},
             "problems": [vars(problem) for problem in self.problems],
             "notes": self.notes,
+            "source": self.source,
         }
         return json.dumps(content, indent=1, ensure_ascii=False)
 
@@ -136,7 +138,7 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
         for shard, (ids, uris) in enumerate(shards, part.first_shard):
             hashes.extend(id_hash(image_id) for image_id in ids)
             if shard in done:
-                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names, uris)
+                yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names, uris if part.seal else ())
             else:
                 report.add(Problem("unfinished", f"shard {shard}", f"{len(ids)} images are not labeled yet"))
                 report.counts["missing"] += len(ids)

@@ -30,6 +30,7 @@ from cliper.pipeline.storage.retry import (
     fetch_with_retries,
     forbids,
     is_transient,
+    is_unavailable,
     refuses_keys,
     with_retries,
 )
@@ -117,9 +118,9 @@ class Storage:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
         An object that cannot be read, or has more than `most` bytes, is its exception in the result; the others
-        are not affected. Raises StorageError if a store refuses our keys, or gives none of several objects: that
-        is not the objects' fault, and the run can go on from here another time. Web hosts are not one store: an
-        object of a dead host is its exception, after a bounded time.
+        are not affected. Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of
+        several objects: that is not the objects' fault, and the run can go on from here another time. Web hosts
+        are not one store: an object of a dead host is its exception, after a bounded time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[str, list[int]] = {}
@@ -163,6 +164,7 @@ class Storage:
         errors = [result for result in results if isinstance(result, Exception)]
         none = len(errors) == len(uris)
         unreachable = none and len(uris) > 1 and all(is_transient(error) or forbids(error) for error in errors)
+        unreachable = unreachable or (none and all(is_unavailable(error) for error in errors))
         for uri, result in zip(uris, results, strict=True):
             if isinstance(result, Exception) and (unreachable or refuses_keys(result)):
                 raise refusal(uri, result) from result

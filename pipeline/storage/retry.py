@@ -80,6 +80,12 @@ def is_transient(error: BaseException) -> bool:
     return any(base.__name__ in _NETWORK for base in type(error).__mro__)
 
 
+def is_unavailable(error: BaseException) -> bool:
+    """Return whether the store itself is down or overloaded, in contrast to one object that does not arrive."""
+    connects = any(base.__name__ in ("ConnectionError", "ClientConnectionError") for base in type(error).__mro__)
+    return is_transient(error) and (connects or _answer(error) is not None)
+
+
 def refuses_keys(error: BaseException) -> bool:
     """Return whether the store refused our keys altogether (expired, unknown), so that no object can be read."""
     answer = _answer(error)

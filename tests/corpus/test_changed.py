@@ -1,8 +1,10 @@
 """A corpus that changes between listing and reading: what differs is a failed row, not another image."""
 
 import io
+import os
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +16,7 @@ from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.sources import Entry, list_entries
 from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import jpeg
+from tests.support.faulty_s3 import FaultyS3
 
 LOCAL = Storage()
 
@@ -84,3 +87,43 @@ def test_rows_that_changed_places(tmp_path: Path) -> None:
     assert outcome(entries) == {"1": None, "2": None, "3": None, "4": None}
     write([1, 3, 2, 4])
     assert outcome(entries) == {"1": None, "2": "changed", "3": "changed", "4": None}
+
+
+def test_members_with_long_names_that_changed_places(tmp_path: Path) -> None:
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        names = [f"{'folder/' * 20}{name}.jpg" for name in ("one", "two")]
+        write_tar(tmp_path / "a.tar", names, jpeg(1), format=form)
+        entries = listed(tmp_path / "a.tar")
+        assert set(outcome(entries).values()) == {None}
+        assert all(entry.stamp is not None for entry in entries)
+        data = bytearray((tmp_path / "a.tar").read_bytes())
+        data[(entries[0].offset or 0) - 512] ^= 1  # the member's own header, of another sum
+        (tmp_path / "a.tar").write_bytes(data)
+        assert outcome(entries) == {f"a/{names[0]}": "changed", f"a/{names[1]}": None}
+
+
+def test_copies_with_another_modification_time_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(1))
+    entries = listed(tmp_path)
+    os.utime(tmp_path / "a.jpg", ns=(1, 1))
+    assert listed(tmp_path) != entries
+    assert outcome(entries) == {"a.jpg": None}
+
+
+def test_objects_replaced_by_others_of_the_same_size() -> None:
+    with FaultyS3() as store:
+        storage = Storage(store.options)
+        store.objects |= {f"b/in/{name}.jpg": jpeg(1) for name in "abcd"}
+        entries = list(list_entries(storage, "s3://b/in", InputConfig()))
+        load_entries(storage, 0, entries, "image")
+        unchanged = store.count("HEAD", "")
+        store.objects |= {f"b/in/{name}.jpg": jpeg(1)[:-1] + b"?" for name in "bd"}
+        rows = load_entries(storage, 0, entries, "image").to_pylist()
+        assert [row["error_type"] for row in rows] == [None, "changed", None, "changed"]
+        assert store.count("HEAD", "") == 2 * unchanged + 2
+        # ETags that are no MD5: one look shows it, and the bytes are taken.
+        other = [replace(entry, stamp=f"etag {'0' * 32}") for entry in entries]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Storage, "tag", lambda self, uri: "0" * 32)
+            rows = load_entries(storage, 0, other, "image").to_pylist()
+        assert [row["error_type"] for row in rows] == [None] * 4

@@ -1,6 +1,6 @@
 """Every command over a run with damage is right or names the file: single flipped bits and cut files.
 
-CLIPER_FLIPS sets how many damaged runs are tried (default 60).
+CLIPER_FLIPS sets how many damaged runs are tried (default 60), CLIPER_SEED which ones.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import write_corpus
 from tests.support.labeled import label_small
 
-FLIPS = int(os.environ.get("CLIPER_FLIPS", "60"))
+FLIPS, SEED = int(os.environ.get("CLIPER_FLIPS", "60")), int(os.environ.get("CLIPER_SEED", "16"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def damaged(path: Path, chance: random.Random) -> Iterator[str]:
 
 
 def test_every_command_is_right_or_names_what_is_damaged(original: Path, tmp_path: Path) -> None:
-    copy, out, chance = tmp_path / "run", tmp_path / "out", random.Random(16)
+    copy, out, chance = tmp_path / "run", tmp_path / "out", random.Random(SEED)
     shutil.copytree(original, copy)
     files = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "lease.json")
     assert {path.name for path in files} > {"run.json", "index.json", "part-00000.parquet"}

@@ -20,6 +20,7 @@ from cliper.pipeline.corpus.sources.parquet import need_column, need_id_type, ne
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.sealed import WHOLE
 
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
@@ -92,7 +93,7 @@ def _decompressed(handle: Any, compression: str | None, uri: str) -> Iterator[An
 
 
 def _parquet_rows(handle: Any, uri: str, config: InputConfig) -> Iterator[Row]:
-    file = open_parquet(handle, uri)
+    file = open_parquet(handle, uri, WHOLE)
     schema = file.schema_arrow
     need_column(uri, schema, config.uri_column, "--uri-column")
     need_text(uri, schema.field(config.uri_column), "--uri-column")

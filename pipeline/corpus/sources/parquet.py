@@ -16,6 +16,7 @@ from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.sealed import DamagedFileError, open_sealed
 
 READERS = 8  # files listed at the same time
 LARGE_GROUP = 512 << 20  # bytes of images in a row group that are worth a notice
@@ -99,11 +100,14 @@ def _column_bytes(group: pq.RowGroupMetaData, column: str) -> int:
     return sum(c.total_compressed_size for c in chunks if c.path_in_schema.split(".")[0] == column)
 
 
-def open_parquet(handle: Any, uri: str) -> pq.ParquetFile:
-    """Open a Parquet file. Raises InputError for anything else."""
+def open_parquet(handle: Any, uri: str, most: int = 0) -> pq.ParquetFile:
+    """Open a Parquet file. Raises InputError for anything else.
+
+    `most`: the seal of one of ours is checked, and every byte of one up to this size.
+    """
     try:
-        return pq.ParquetFile(handle)
-    except (pa.ArrowException, OSError) as error:
+        return open_sealed(handle, most=most) if most else pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError, DamagedFileError) as error:
         raise InputError(f"{uri} is not a Parquet file: {' '.join(str(error).split())}") from error
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 from cliper.model.classes import ClassList, ignore_value
@@ -20,11 +19,12 @@ from cliper.pipeline.config import load_classes
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.evaluate.prepare import folder
 from cliper.pipeline.evaluate.prepare.base import Labels, Sample
-from cliper.pipeline.evaluate.prepared import INDEX, Prepared, open_prepared
+from cliper.pipeline.evaluate.prepared import INDEX, Prepared, content_digest, open_prepared
 from cliper.pipeline.evaluate.registry import Dataset, find_dataset
 from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.masks import encode_png
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import sealed_table
 
 
 def prepare(
@@ -64,7 +64,8 @@ def prepare(
         "expected": dataset.truths[form],
         "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
     }
-    storage.write(join(out, "index.parquet"), _parquet(pa.Table.from_pylist(rows, INDEX)))
+    storage.write(join(out, "index.parquet"), sealed_table(pa.Table.from_pylist(rows, INDEX), compression="zstd"))
+    content["digest"] = content_digest(content)
     storage.write(join(out, "dataset.json"), json.dumps(content, indent=1, ensure_ascii=False).encode())
     return open_prepared(out, storage)
 
@@ -170,10 +171,4 @@ def _cut(path: Path, box: tuple[int, int, int, int]) -> bytes:
     buffer = io.BytesIO()
     with Image.open(path) as image:
         image.crop(box).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
