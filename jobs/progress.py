@@ -45,7 +45,7 @@ class RunProgress:
 
     @contextmanager
     def watching(self, board: str, run: Run) -> Iterator[None]:
-        """Show progress from the actors' notes on `board` until the block ends; also write it to the run folder."""
+        """Show progress from the actors' notes on `board` until the block ends, also in the run folder."""
         stop = Event()
         self._bar = _bar() if sys.stderr.isatty() else None
         with self._bar or nullcontext():

@@ -70,7 +70,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unknown_names_list_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match="neither a file nor a shipped label name; shipped: .*vit-l-14"):
+    with pytest.raises(ConfigError, match="shipped config; did you mean vit-l-14.* shipped: .*tiny"):
         load_config("vit-xl")
 
 
