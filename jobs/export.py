@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
-from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.storage.backend import Storage
 
@@ -75,9 +75,7 @@ def export(
         str | None, Opt(help="Export background pixels as a class of this name", metavar="NAME")
     ] = None,
     corrections: Annotated[str, Opt(help="Corrected masks: latest, none, or a version number")] = "latest",
-    workers: Annotated[
-        int | None, Opt(min=1, help="Processes, one shard each at a time; default: one per CPU")
-    ] = None,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write the masks of RUN to OUTPUT in another tool's format.
@@ -111,7 +109,8 @@ def export(
     plan = make_plan(opened, to, keep, images, options)
     version = parse_version(corrections)
     try:
-        done = write_export(opened, plan, output, workers or cpus(), version, _report)
+        with started(workers) as writers:
+            done = write_export(opened, plan, output, writers, version, _report)
     except KeyboardInterrupt:
         print(f"stopped; the same command continues {output}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

@@ -24,7 +24,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.label.cluster import cluster_nodes, reserved
-from cliper.pipeline.label.feed import chunks, few_ahead, spread, task_of
+from cliper.pipeline.label.feed import FEW, chunks, few_ahead, row_of, spread, task_of
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import IO_BUNDLE, IO_CPUS, Pool
 from cliper.pipeline.label.stages import Task, load_task, make_actor, write_task
@@ -119,8 +119,11 @@ def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
 
 def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:
     """One row per task, made as they are needed (label/feed.py); uses no CPU."""
-    rows = chunks(tasks)
+    few = len(tasks) <= FEW
+    rows = [row_of(task) for task in tasks] if few else chunks(tasks)
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
+    if few:
+        return source
     one = {**ONE_SHARD, **options, **UNSEEN, "num_cpus": 0, "compute": TaskPoolStrategy(size=1)}
     return source.map_batches(spread, **one)
 

@@ -7,13 +7,10 @@ cliper-images.jsonl       image_id, file name and uri of every image; skipped im
 
 import hashlib
 import json
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -28,6 +25,7 @@ from cliper.pipeline.export.names import clashing_names
 from cliper.pipeline.export.options import Options
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.extras import require
+from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
@@ -66,14 +64,14 @@ def export(
     run: Run,
     plan: Plan,
     uri: str,
-    workers: int = 1,
+    workers: Workers = 1,
     corrected: Version = "latest",
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
     """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` is called with (finished, all).
 
-    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot represent the run,
-    or if the output holds anything but this export.
+    Each worker holds one shard in memory; on Ray, every node writes its own shards to `uri`. Raises ExportError if
+    the format cannot represent the run, or if the output holds anything but this export.
     """
     started, uri = time.monotonic(), absolute(uri)
     exporter = find_exporter(plan.format)
@@ -169,7 +167,7 @@ def _ids(run: Run) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """The task of a worker process: everything needed to export one shard."""
+    """The task of a worker: everything needed to export one shard."""
 
     run: Run
     plan: Plan
@@ -195,29 +193,11 @@ class _Work:
 
 
 def _export_shards(
-    work: _Work, shards: Sequence[int], workers: int, before: int, on_shard: Callable[[int, int], None]
+    work: _Work, shards: Sequence[int], workers: Workers, before: int, on_shard: Callable[[int, int], None]
 ) -> None:
-    total = before + len(shards)
-    if workers == 1 or len(shards) < 2:
-        for done, shard in enumerate(shards, before + 1):
-            work(shard)
-            on_shard(done, total)
-        return
-    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive a fork
-    with ProcessPoolExecutor(min(workers, len(shards)), spawn, initializer=_leave_interrupts) as pool:
-        pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
-        try:
-            for done, future in enumerate(as_completed(pending), before + 1):
-                future.result()
-                on_shard(done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C, which a terminal sends to every process: only the main process stops at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with crew(workers, most=len(shards)) as writers:
+        for done, _ in enumerate(writers.map(work, shards), before + 1):
+            on_shard(done, before + len(shards))
 
 
 def _finish(storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]) -> dict[str, Any]:

@@ -19,10 +19,15 @@ from ray.data._internal.execution.backpressure_policy import (
     BackpressurePolicy,
 )
 from ray.data._internal.execution.interfaces import PhysicalOperator
-from ray.data._internal.execution.operators.input_data_buffer import InputDataBuffer
 
+FEW = 64  # tasks that are handed over at once: a generator would be one more process to start
 CHUNK = 4096  # tasks: a lost generator starts its chunk again, which takes about a second
 AHEAD = 16  # results of a stage that may wait for the next one, at least
+
+
+def row_of(task: Any) -> dict[str, bytes]:
+    """A row that holds a task."""
+    return {"task": pickle.dumps(task)}
 
 
 def chunks(tasks: Sequence[Any]) -> list[dict[str, bytes]]:
@@ -31,13 +36,13 @@ def chunks(tasks: Sequence[Any]) -> list[dict[str, bytes]]:
 
 
 def spread(batch: pa.Table) -> Iterator[pa.Table]:
-    """Yield a row per task of one chunk."""
+    """Yield a row per task of one chunk, as `row_of` makes them."""
     for task in pickle.loads(batch.column("chunk")[0].as_py()):
         yield pa.table({"task": pa.array([pickle.dumps(task)], pa.binary())})
 
 
 def task_of(batch: pa.Table) -> Any:
-    """The task in a row of `spread`."""
+    """The task in a row."""
     return pickle.loads(batch.column("task")[0].as_py())
 
 
@@ -59,8 +64,8 @@ class FewAhead(BackpressurePolicy):  # type: ignore[misc]  # Ray's internals are
     def max_task_output_bytes_to_read(self, op: PhysicalOperator) -> int | None:
         """For the generator, one byte for each row that is needed: a row has more. No limit for other stages."""
         forget_statistics(op)
-        first = op.input_dependencies and isinstance(op.input_dependencies[0], InputDataBuffer)
-        return max(0, self.ahead - self._waiting(op)) if first else None
+        generates = spread.__name__ in op.name
+        return max(0, self.ahead - self._waiting(op)) if generates else None
 
     def _waiting(self, op: PhysicalOperator) -> int:
         return len(self._topology[op].output_queue)

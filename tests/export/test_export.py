@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -16,8 +17,10 @@ from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.driver import LISTING, MARKER, export, find_exporter
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.rows import RowFilter
+from cliper.pipeline.run.shards import shard_file, write_shard
 from cliper.pipeline.storage.backend import Storage, join
 from tests.conftest import S3Server
 from tests.export.test_formats import READERS, names_to_ids
@@ -160,6 +163,17 @@ def test_a_run_that_has_grown_is_another_export(tmp_path: Path) -> None:
     assert (done.images, done.shards) == (20, 2)
     aside.rename(last)
     with pytest.raises(ExportError, match="shards was 2, is now 3"):
+        export(run, plan_of(run, "voc"), str(tmp_path / "out"))
+
+
+def test_an_export_of_rows_that_changed_since_is_refused(tmp_path: Path) -> None:
+    run = scripted_run(tmp_path, scenes(20), shard={"images": 10})
+    assert export(run, plan_of(run, "voc"), str(tmp_path / "out")).shards == 2
+    rows = read_labels((tmp_path / "run" / shard_file(1)).read_bytes())
+    block = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([2] * 10, pa.int32()))
+    block = block.add_column(0, "shard", pa.array([1] * 10, pa.int32()))
+    write_shard(block, run.storage, run.uri, rows.schema)
+    with pytest.raises(ExportError, match="holds another export"):
         export(run, plan_of(run, "voc"), str(tmp_path / "out"))
 
 

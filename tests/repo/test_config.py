@@ -197,5 +197,5 @@ def test_presets_change_the_model_and_nothing_else() -> None:
     fast = with_preset(config, "fast")
     assert (fast.model.dtype, fast.model.fusion.sinkhorn) == ("bfloat16", "converged")
     assert fast.model.fgc == config.model.fgc
-    with pytest.raises(ConfigError, match="unknown preset 'turbo'; there is: exact, fast, clip-only"):
+    with pytest.raises(ConfigError, match="unknown preset 'turbo'; there is: exact, fast, fast-384"):
         with_preset(config, "turbo")
