@@ -30,6 +30,7 @@ from cliper.pipeline.evaluate.results import Results, Setting, summarise
 from cliper.pipeline.label.job import Job, open_job
 from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Tasks
+from cliper.pipeline.parallel import Workers
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -81,7 +82,7 @@ def evaluate_live(
             model=job.model,
             published_miou=_published(config, chosen) if protocol in (None, config.protocol) else None,
         )
-        return _finish(evaluation, setting, options)
+        return _finish(evaluation, setting, connected(options.workers, options.session))
 
 
 def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], session: RaySession) -> None:
@@ -110,7 +111,8 @@ def evaluate_stored(
         options.session.connect()
         for _ in count_stored(evaluation, shards):
             pass
-    return _finish(evaluation, _stored_setting(run, config, variant, protocol), options)
+    setting = _stored_setting(run, config, variant, protocol)
+    return _finish(evaluation, setting, connected(options.workers, options.session))
 
 
 def _stored_setting(
@@ -245,11 +247,11 @@ def _published(config: BenchmarkConfig, variant: str) -> float | None:
     return None if percent is None else percent / 100
 
 
-def _finish(evaluation: Evaluation, setting: Setting, options: Options) -> tuple[Results, str]:
+def _finish(evaluation: Evaluation, setting: Setting, workers: Workers = 1) -> tuple[Results, str]:
     """Verify, add up, and write the report."""
     from cliper.pipeline.evaluate.page import write_report
 
-    counts = evaluation.read(connected(options.workers, options.session))
+    counts = evaluation.read(workers)
     results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
     if (found := proposals(evaluation.counter(), counts)) is not None:
         results["proposals"] = found
