@@ -68,17 +68,23 @@ class Tipsv2Config(Settings):
 class MasksConfig(Settings):
     """A vote inside regions over the labels of another segmenter.
 
-    `segmenter` and `model`: the other one, as in a labeling config. `regions`: ``superpixels`` (SLIC of
-    scikit-image). `vote`: ``majority`` of the labels, or ``mean`` of the scores. `count`: superpixels of an image;
-    `compactness`: of SLIC.
+    `segmenter` and `model`: the other one, as in a labeling config. `vote`: ``majority`` of the labels, or
+    ``mean`` of the scores. `regions`: ``superpixels`` (SLIC of scikit-image: `count` of them, `compactness`), or
+    ``sam2``: the masks of a grid of `points` x `points` by SAM 2 with a predicted IoU of at least `min_iou`;
+    pixels outside all masks keep their labels. `weights`: SAM 2, a folder or hub id in the form of transformers;
+    `revision`: of the hub id.
     """
 
     segmenter: str = "cliper"
     model: dict[str, object] = Field(default_factory=dict)
-    regions: Literal["superpixels"] = "superpixels"
+    regions: Literal["superpixels", "sam2"] = "superpixels"
     vote: Literal["majority", "mean"] = "majority"
     count: PositiveInt = 400
     compactness: PositiveFloat = 10.0
+    weights: str = "facebook/sam2.1-hiera-tiny"
+    revision: str | None = None
+    points: PositiveInt = 16
+    min_iou: Unit = 0.8
     labels: SigmoidConfig = SigmoidConfig(threshold=0.3)
 
 

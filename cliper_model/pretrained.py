@@ -13,6 +13,8 @@ from cliper.model.hub import fetch, names_in
 if TYPE_CHECKING:
     import torch
 
+TOKENIZERS = {"tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model"}
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -136,6 +138,20 @@ def load_pretrained(
         raise WeightsError(f"{setting}: {found.folder} does not fit {network.__name__}: {wrong[0]}")
     loaded: torch.nn.Module = model.eval().requires_grad_(False)
     return loaded
+
+
+def load_tokenizer(found: Pretrained, setting: str) -> Any:
+    """The tokenizer in a model's folder. Raises WeightsError."""
+    from cliper.model._libraries import transformers
+
+    if not TOKENIZERS & {path.name for path in found.files}:  # transformers would make an empty one
+        names = ", ".join(sorted(TOKENIZERS))
+        raise WeightsError(f"{setting}: {found.folder} has no tokenizer; expected one of {names}")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
+    except Exception as error:  # transformers raises many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{setting}: the tokenizer in {found.folder} cannot be read: {reason}") from error
 
 
 def hash_of(found: Pretrained) -> str:

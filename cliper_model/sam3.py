@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliper.model.classes import ClassList
-from cliper.model.errors import ConfigError, WeightsError
+from cliper.model.errors import ConfigError
 from cliper.model.hashes import cliper_hashes
 from cliper.model.labels import segment_scores
 from cliper.model.network_configs import Sam3ActiveConfig, Sam3Config
@@ -25,13 +25,13 @@ from cliper.model.pretrained import (
     check_pretrained,
     hash_of,
     load_pretrained,
+    load_tokenizer,
     resolve_pretrained,
 )
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
 from cliper.model.weights import pin as pin_cliper
 
-TOKENIZERS = {"tokenizer.json", "vocab.json", "spiece.model", "sentencepiece.bpe.model"}
 NETWORKS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # a video checkpoint holds the image model
 TOKENS = 32  # of a prompt, padded: SAM 3's text encoder has no more
 
@@ -178,20 +178,6 @@ def load(config: Sam3Config, classes: ClassList, device: str, dtype: str, batch_
         return sam
     proposer = config.proposer.model_copy(update={"dtype": dtype, "batch_size": batch_size})
     return Sam3Active(config, sam, CLIPer.load(proposer, classes, where))
-
-
-def load_tokenizer(found: Pretrained, setting: str) -> Any:
-    """The tokenizer in a model's folder. Raises WeightsError."""
-    from cliper.model._libraries import transformers
-
-    if not TOKENIZERS & {path.name for path in found.files}:  # transformers would make an empty one
-        names = ", ".join(sorted(TOKENIZERS))
-        raise WeightsError(f"{setting}: {found.folder} has no tokenizer; expected one of {names}")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(found.folder, local_files_only=True)
-    except Exception as error:  # transformers raises many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{setting}: the tokenizer in {found.folder} cannot be read: {reason}") from error
 
 
 def resolve(config: Sam3Config) -> Pretrained:

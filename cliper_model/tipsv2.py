@@ -20,10 +20,10 @@ from cliper.model.pretrained import (
     check_pretrained,
     hash_of,
     load_pretrained,
+    load_tokenizer,
     resolve_pretrained,
 )
 from cliper.model.prompts import embed_classes
-from cliper.model.sam3 import load_tokenizer
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import MAX_ASPECT, pick_device, pick_dtype
 

@@ -12,7 +12,7 @@ from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
 from cliper.model.errors import ConfigError
 from cliper.model.presets import preset as apply_preset
-from cliper.pipeline.config import JobConfig, changed, validate
+from cliper.pipeline.config import JobConfig, backbone_of, changed, embedded_note, validate
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
@@ -118,6 +118,9 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
     print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
     print(f"identity  {job.run.fingerprint}")
+    note = embedded_note(backbone_of(job.config))
+    if note:
+        print(f"note      {note}")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from cliper.jobs.evaluations import (
 from cliper.jobs.leaderboard import evaluate_segmenters
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import parse_yaml
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
@@ -99,6 +100,7 @@ def evaluate(
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
@@ -116,7 +118,8 @@ def evaluate(
     storage = Storage(parse_options(storage_option or []))
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
     with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
-        _do(mode, asked, Options(storage, resources, session, batch_size, shard_images, count_failed))
+        options = Options(storage, resources, session, batch_size, shard_images, count_failed, workers)
+        _do(mode, asked, options)
 
 
 def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:

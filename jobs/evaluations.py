@@ -10,6 +10,7 @@ from typing import Any
 from cliper.jobs.common import Resources, run_tasks, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
+from cliper.jobs.workers import connected
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, load_classes
 from cliper.pipeline.errors import EvaluationError
@@ -43,6 +44,7 @@ class Options:
     batch_size: int | None
     shard_images: int | None
     count_failed: bool
+    workers: str | None = None  # see jobs/workers.py
 
 
 def evaluate_live(
@@ -79,7 +81,7 @@ def evaluate_live(
             model=job.model,
             published_miou=_published(config, chosen) if protocol in (None, config.protocol) else None,
         )
-        return _finish(evaluation, setting)
+        return _finish(evaluation, setting, options)
 
 
 def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], session: RaySession) -> None:
@@ -108,7 +110,7 @@ def evaluate_stored(
         options.session.connect()
         for _ in count_stored(evaluation, shards):
             pass
-    return _finish(evaluation, _stored_setting(run, config, variant, protocol))
+    return _finish(evaluation, _stored_setting(run, config, variant, protocol), options)
 
 
 def _stored_setting(
@@ -243,11 +245,11 @@ def _published(config: BenchmarkConfig, variant: str) -> float | None:
     return None if percent is None else percent / 100
 
 
-def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
+def _finish(evaluation: Evaluation, setting: Setting, options: Options) -> tuple[Results, str]:
     """Verify, add up, and write the report."""
     from cliper.pipeline.evaluate.page import write_report
 
-    counts = evaluation.read()
+    counts = evaluation.read(connected(options.workers, options.session))
     results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
     if (found := proposals(evaluation.counter(), counts)) is not None:
         results["proposals"] = found

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.run.corrections import versions
 from cliper.pipeline.run.folder import Run, class_names, read_run
@@ -40,6 +41,7 @@ def pick(
     ] = None,
     where: Annotated[str | None, Opt(help="Only rows that meet this SQL condition", metavar="SQL")] = None,
     again: Annotated[bool, Opt("--again", help="Also pick images that were reviewed before")] = False,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write the images that most need review as Label Studio tasks, the most urgent first.
@@ -59,7 +61,8 @@ def pick(
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
     known = None if agreement is None else image_agreement(opened, agreement)
-    picks = reviews.select_images(opened, count, keep, other, again, known)
+    with started(workers) as readers:
+        picks = reviews.select_images(opened, count, keep, other, again, known, readers)
     if not picks:
         raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
     storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())

@@ -1,6 +1,6 @@
 """Compare a new listing of the corpus with the manifest: what is new, vanished, or no longer as it was listed.
 
-Memory: 56 bytes per image of the manifest, and the entries that differ.
+Memory: 57 bytes per image of the manifest, and the entries that differ.
 """
 
 import hashlib

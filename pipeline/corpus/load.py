@@ -35,8 +35,8 @@ SCHEMA = pa.schema(
 
 MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
 SLOWEST = 50_000  # bytes per second of one loading task: a store below it counts as stalled
-WAIT_SECONDS = 300.0  # on top: all retries of one request
-SLOW_IMAGES = 3  # that are tried alone before the store counts as too slow
+WAIT_SECONDS = 180.0  # on top: all retries of one request
+SLOW_IMAGES = 2  # that are tried alone before the store counts as too slow
 
 Fetched = list[bytes | Exception]
 _MD5 = re.compile(r"[0-9a-f]{32}")

@@ -6,7 +6,11 @@ truth/IMAGE_ID.png    labels [H, W]: 0 = background, k = class k of the class li
 images/               only where images are cut (Cityscapes halves) or copied
 """
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -67,6 +71,21 @@ def open_prepared(uri: str, storage: Storage) -> Prepared:
             f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
         ) from error
     except ValueError as error:
-        raise DatasetError(f"{join(uri, 'dataset.json')} is damaged; run 'cliper prepare' again") from error
-    content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
-    return Prepared(absolute(uri), storage, **content)
+        raise _damaged(uri) from error
+    try:
+        digest = content.pop("digest", None)
+        if digest is not None and digest != content_digest(content):
+            raise _damaged(uri)
+        content |= {key: tuple(content[key]) for key in ("class_names", "ignore_labels")}
+        return Prepared(absolute(uri), storage, **content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(uri) from error
+
+
+def content_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 in hex of the content of dataset.json, its key "digest" left out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(uri: str) -> DatasetError:
+    return DatasetError(f"{join(uri, 'dataset.json')} is damaged; run 'cliper prepare' again")

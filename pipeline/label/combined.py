@@ -1,6 +1,7 @@
 """Segmenters made of others: a vote inside regions, and the mean of several."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from cliper.model.segmentation import Segmentation
 from cliper.pipeline.label.fallback import Segmenter
 from cliper.pipeline.label.heatmaps import HasHeat
 
-Regions = npt.NDArray[np.int64]  # [H, W]: the number of every pixel's region, from 0
+Regions = npt.NDArray[np.int64]  # [H, W]: the number of every pixel's region, from 0; -1 outside all regions
 
 
 def superpixels(image: np.ndarray, count: int, compactness: float) -> Regions:
@@ -30,39 +31,56 @@ def superpixels(image: np.ndarray, count: int, compactness: float) -> Regions:
 class Voter:
     """Labels that are constant inside regions of the image, from those of another segmenter."""
 
-    def __init__(self, config: MasksConfig, inner: Segmenter, classes: int) -> None:
-        """Raises ConfigError if the vote needs scores and `inner` has none."""
+    def __init__(
+        self,
+        config: MasksConfig,
+        inner: Segmenter,
+        classes: int,
+        regions: Callable[[np.ndarray], Regions] | None = None,
+    ) -> None:
+        """`regions` finds those of an image; None is superpixels.
+
+        Raises ConfigError if the vote needs scores and `inner` has none.
+        """
         self.config, self.inner, self.classes = config, inner, classes
+        self.regions = regions or partial(superpixels, count=config.count, compactness=config.compactness)
         if config.vote == "mean":
             scores_of(inner, config.segmenter)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         """Label uint8 RGB images [H, W, 3]; results in the same order."""
-        if self.config.vote == "mean":
-            return [self._by_mean(image, i) for image, i in zip(images, image_ids, strict=True)]
         found = self.inner.segment(images, image_ids)
-        return [self._by_majority(image, one) for image, one in zip(images, found, strict=True)]
+        vote = self._by_mean if self.config.vote == "mean" else self._by_majority
+        return [vote(image, i, one) for image, i, one in zip(images, image_ids, found, strict=True)]
 
-    def _regions(self, image: np.ndarray) -> Regions:
-        return superpixels(image, self.config.count, self.config.compactness)
-
-    def _by_majority(self, image: np.ndarray, found: Segmentation) -> Segmentation:
-        regions = self._regions(image)
-        labels, share, lead = majority(regions, found.labels, self.classes)
+    def _by_majority(self, image: np.ndarray, image_id: str, found: Segmentation) -> Segmentation:
+        regions = self.regions(image)
+        numbers = regions + 1  # 0 is outside
+        labels, share, lead = majority(numbers, found.labels, self.classes)
+        inside, own = regions >= 0, found.class_confidence[found.labels]
         return Segmentation.of(
-            labels[regions], self.classes, confidence=share[regions], margin=lead[regions], presence=found.presence
+            np.where(inside, labels[numbers], found.labels),
+            self.classes,
+            confidence=np.where(inside, share[numbers], own),
+            margin=np.where(inside, lead[numbers], found.class_margin[found.labels]),
+            presence=found.presence,
         )
 
-    def _by_mean(self, image: np.ndarray, image_id: str) -> Segmentation:
-        regions = self._regions(image)
+    def _by_mean(self, image: np.ndarray, image_id: str, found: Segmentation) -> Segmentation:
+        regions = self.regions(image)
+        inside, own = regions >= 0, found.class_confidence[found.labels]
+        numbers = regions + 1  # 0 is outside
         heat = torch.from_numpy(scores_of(self.inner, self.config.segmenter).heat(image, image_id)).float()
-        means = region_means(heat, regions)  # [K, R]
-        found = segment_scores(means[:, None], heat.amax(dim=(1, 2)), (1, means.shape[1]), self.config.labels)
-        best = means.numpy().max(axis=0)
-        labels = found.labels[0]
+        means = region_means(heat, numbers)  # [K, R]
+        voted = segment_scores(means[:, None], heat.amax(dim=(1, 2)), (1, means.shape[1]), self.config.labels)
+        best, labels = means.numpy().max(axis=0), voted.labels[0]
         confidence = np.where(labels > 0, best, 1 - best)
-        presence = found.presence
-        return Segmentation.of(labels[regions], self.classes, confidence=confidence[regions], presence=presence)
+        return Segmentation.of(
+            np.where(inside, labels[numbers], found.labels),
+            self.classes,
+            confidence=np.where(inside, confidence[numbers], own),
+            presence=voted.presence,
+        )
 
 
 def majority(
@@ -73,14 +91,14 @@ def majority(
     cells = regions.ravel() * (classes + 1) + labels.ravel().astype(np.int64)
     counts = np.bincount(cells, minlength=size * (classes + 1)).reshape(size, classes + 1)
     ranked = np.sort(counts, axis=1)
-    total = counts.sum(axis=1)
+    total = np.maximum(counts.sum(axis=1), 1)
     return counts.argmax(axis=1), ranked[:, -1] / total, (ranked[:, -1] - ranked[:, -2]) / total
 
 
 def region_means(scores: Tensor, regions: Regions) -> Tensor:
     """The mean of scores [K, h, w], resized to the regions' size, in every region: float32 [K, R]."""
     flat = torch.from_numpy(regions).flatten()
-    pixels = torch.bincount(flat)
+    pixels = torch.bincount(flat).clamp(min=1)
     means = []
     for one in scores:  # a class at a time: full size is needed for one only
         full = F.interpolate(one[None, None], size=regions.shape, mode="bilinear", align_corners=False).flatten()

@@ -175,7 +175,7 @@ def notice_of_new(job: Job, input_uri: str) -> str | None:
     """A line on images that are in the input and not in the run; None if there are none.
 
     Only for forms that are listed without reading files, and corpora up to LOOK_LOCAL images (LOOK_REMOTE if they
-    are not local), which takes two seconds (ten requests).
+    are not local), which takes three seconds (ten requests).
     """
     config, most = job.config.input, LOOK_LOCAL if is_local(input_uri) else LOOK_REMOTE
     try:

@@ -195,15 +195,18 @@ def members_of(config: JobConfig) -> dict[str, tuple[SegmenterKind, JobConfig]]:
     """The segmenters that `masks` or `ensemble` are made of, by "NUMBER-NAME"."""
     model = config.model
     assert isinstance(model, EnsembleConfig | MasksConfig)  # by the kind
-    inner: Sequence[Member | MasksConfig] = model.members if isinstance(model, EnsembleConfig) else (model,)
+    inner: Sequence[Member | MasksConfig] = model.members if isinstance(model, EnsembleConfig) else [model]
     return {f"{i}-{one.segmenter}": member_of(config, one.segmenter, one.model) for i, one in enumerate(inner)}
 
 
 def _combined_identity(config: JobConfig) -> dict[str, str]:
     """The hashes of all members. Raises as they do, and MissingExtraError without scikit-image."""
-    if isinstance(config.model, MasksConfig):
+    own: dict[str, str] = {}
+    if isinstance(config.model, MasksConfig) and config.model.regions == "sam2":
+        own = import_module("cliper.model.sam2").identity(config.model)
+    elif isinstance(config.model, MasksConfig):
         require("masks", "the segmenter 'masks'", "skimage")
-    return {
+    return own | {
         f"{name}-{part}": digest
         for name, (kind, job) in members_of(config).items()
         for part, digest in kind.identity(job).items()
@@ -216,7 +219,10 @@ def _pin_combined(config: JobConfig) -> JobConfig:
     if isinstance(config.model, EnsembleConfig):
         members = [m.model_copy(update={"model": o}) for m, o in zip(config.model.members, own, strict=True)]
         return changed(config, model=config.model.model_copy(update={"members": tuple(members)}))
-    return changed(config, model=config.model.model_copy(update={"model": own[0]}))
+    model = config.model.model_copy(update={"model": own[0]})
+    if isinstance(model, MasksConfig) and model.regions == "sam2":
+        model = import_module("cliper.model.sam2").pin(model)
+    return changed(config, model=model)
 
 
 def _make_masks(config: JobConfig, classes: ClassList) -> Segmenter:
@@ -225,7 +231,10 @@ def _make_masks(config: JobConfig, classes: ClassList) -> Segmenter:
     [(kind, job)] = members_of(config).values()
     model = config.model
     assert isinstance(model, MasksConfig)  # by the kind
-    return Voter(model, kind.make(job, classes), len(classes))
+    regions = None
+    if model.regions == "sam2":
+        regions = import_module("cliper.model.sam2").load(model, device_of(config), config.dtype)
+    return Voter(model, kind.make(job, classes), len(classes), regions)
 
 
 def _make_ensemble(config: JobConfig, classes: ClassList) -> Segmenter:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cliper.pipeline.config import embedded_note
+from cliper.pipeline.parallel import Workers
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
 from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
@@ -20,13 +22,13 @@ CLASSES_LISTED = 400  # in the table
 _BAR = 6.0  # rem, the widest bar of an area
 
 
-def write_run_report(run: Run, output: str, sample: int) -> Collected:
+def write_run_report(run: Run, output: str, sample: int, workers: Workers = 1) -> Collected:
     """Write the page of a finished or unfinished run to the URI `output`; returns the statistics behind it.
 
     Reads the metadata of at most about `sample` rows, and the masks and source images of the few that are shown.
     Raises RunError if no shard is finished.
     """
-    collected = collect(run, sample)
+    collected = collect(run, sample, workers)
     stats = collected.stats
     labels = _by_images(stats)[:CLASSES_SHOWN]
     picks = {label: stats.picks(label) for label in labels}
@@ -86,6 +88,10 @@ def _model(run: Run, shard: int) -> str:
 
 def _notes(collected: Collected) -> list[str]:
     manifest, notes = collected.manifest, []
+    model = collected.run.identity.get("model", {}).get("backbone", {})
+    drawn = embedded_note(model.get("model", "") if isinstance(model, dict) else "")
+    if drawn is not None:
+        notes.append(f"{drawn[0].upper()}{drawn[1:]}.")
     if len(collected.done) < manifest.shards:
         notes.append(
             f"Not finished: {len(collected.done):,} of {manifest.shards:,} shards are done. "

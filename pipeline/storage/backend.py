@@ -23,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
 from cliper.pipeline.storage.direct import DirectS3, direct_s3
+from cliper.pipeline.storage.listing import glob_s3, list_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
@@ -33,7 +34,7 @@ from cliper.pipeline.storage.retry import (
     refuses_keys,
     with_retries,
 )
-from cliper.pipeline.storage.s3 import list_s3, s3_options
+from cliper.pipeline.storage.s3 import s3_options
 from cliper.pipeline.storage.web import read_web, web_filesystem
 
 T = TypeVar("T")
@@ -237,12 +238,19 @@ class Storage:
 
         return self.operate(uri, ask, listing=True)
 
-    def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
-        """Return the matches, by path inside the filesystem, as fsspec describes it (type, size)."""
-        found: dict[str, dict[str, Any]] = self.operate(
-            pattern, lambda fs, path: fs.glob(path, detail=True), listing=True
-        )
-        return found
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Yield the files of a remote store that match a pattern, by path inside the filesystem, sorted."""
+        if pattern.startswith("s3://"):
+            filesystem, path = self.filesystem(pattern)
+            bucket = path.partition("/")[0]
+            with access_errors(pattern):
+                for key, size, modified, tag in glob_s3(filesystem, path):
+                    yield Stored(f"{bucket}/{key}", size, modified, tag)
+            return
+        found = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True), listing=True)
+        for name in sorted(found):
+            if found[name]["type"] == "file":
+                yield Stored(name, int(found[name]["size"]), None, found[name].get("ETag"))
 
     def open(self, uri: str, ahead: bool = True) -> Any:
         """Open for random reads (binary, seekable); remote reads are retried like everything else.

@@ -1,4 +1,4 @@
-"""What S3 alone needs: the settings of both clients (s3fs and obstore), and a listing that streams.
+"""The settings of both S3 clients, s3fs and obstore.
 
 `s3_options` holds what the user asked for, as options of s3fs. `store_settings` maps them to obstore; what it does
 not map is left to s3fs.
@@ -9,15 +9,12 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-
-from cliper.pipeline.storage.retry import with_retries
 
 CLIENT = {
     # Stalls end in an error that is retried, never in a hang. Seconds without a connection, or without a byte.
@@ -28,7 +25,6 @@ CLIENT = {
     "response_checksum_validation": "when_required",
     "request_checksum_calculation": "when_required",
 }
-PAGE = 1000  # keys per listing request, the protocol's maximum
 
 
 def s3_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,53 +228,3 @@ def bucket_region(bucket: str) -> str | None:
         return error.headers.get("x-amz-bucket-region")
     except OSError:
         return None
-
-
-def list_s3(filesystem: Any, path: str) -> Iterator[tuple[str, int, float, str | None]]:
-    """Yield (path relative to `path`, bytes, seconds since 1970 by the store's clock, ETag) below a prefix."""
-    bucket, _, key = path.partition("/")
-    prefix = f"{key}/" if key else ""
-    filesystem.s3.meta.events.register("before-parse.s3.ListObjectsV2", _parse_page, unique_id="cliper")
-    list_page = partial(filesystem.call_s3, "list_objects_v2")
-    page: dict[str, Any] = {}
-    while True:
-        token = page.get("NextContinuationToken")
-        more = {"ContinuationToken": token} if token else {}
-        page = with_retries(partial(list_page, Bucket=bucket, Prefix=prefix, MaxKeys=PAGE, **more))
-        for entry in page.get("Contents", []):
-            if not entry["Key"].endswith("/"):  # zero-byte folder markers
-                name, modified = entry["Key"].removeprefix(prefix), entry["LastModified"].timestamp()
-                yield name, int(entry["Size"]), modified, entry.get("ETag")
-        if not page.get("IsTruncated"):
-            return
-
-
-def _parse_page(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: Any) -> None:
-    """Parse a page of a listing in place of botocore, which takes several times as long; a handler of its event.
-
-    Leaves errors, and answers that are no XML, to botocore.
-    """
-    if response_dict["status_code"] != 200:
-        return
-    try:
-        root = ElementTree.fromstring(response_dict["body"])
-    except ElementTree.ParseError:
-        return
-    page: dict[str, Any] = {"Contents": [], "CommonPrefixes": []}
-    for child in root:
-        name = _plain(child.tag)
-        if name in page:
-            page[name].append({_plain(field.tag): field.text or "" for field in child})
-        elif name == "IsTruncated":
-            page[name] = child.text == "true"
-        elif name in ("NextContinuationToken", "EncodingType"):
-            page[name] = child.text
-    for entry in page["Contents"]:
-        entry["LastModified"] = datetime.fromisoformat(entry["LastModified"])
-        entry["Size"] = int(entry["Size"])
-    customized_response_dict.update(page)
-    response_dict["body"] = b"<ListBucketResult/>"
-
-
-def _plain(tag: str) -> str:
-    return tag.rpartition("}")[2]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -16,8 +17,10 @@ from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.driver import LISTING, MARKER, export, find_exporter
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.registry import EXPORTERS
+from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.rows import RowFilter
+from cliper.pipeline.run.shards import shard_file, write_shard
 from cliper.pipeline.storage.backend import Storage, join
 from tests.conftest import S3Server
 from tests.export.test_formats import READERS, names_to_ids
@@ -59,10 +62,10 @@ def test_interrupted_and_continued_equals_uninterrupted(name: str, run: Run, tmp
     heard: list[int] = []
     done = export(run, plan, str(tmp_path / "out"), on_shard=lambda done, total: heard.append(done))
     assert heard == [3, 4], "finished shards are not exported again"
-    assert (done.images, done.left_out) == (38, {})
+    assert (done.images, done.left_out) == (38, {"failed: RuntimeError": 2})
     export(run, plan, str(tmp_path / "whole"))
     whole, continued = content(tmp_path / "whole"), content(tmp_path / "out")
-    if name == "label-studio":  # the tasks name the copied images by their place
+    if name in ("label-studio", "sagemaker"):  # they name the copied images by their place
         whole = {k: v.replace(b"/whole/", b"/out/") for k, v in whole.items()}
         whole = {k: v.replace(b"whole/images", b"out/images") for k, v in whole.items()}
     assert continued == whole
@@ -100,7 +103,7 @@ def test_skipped_images_are_counted_and_listed(run: Run, tmp_path: Path) -> None
     assert (done.images, done.left_out) == (8, reasons)
     lines = [json.loads(line) for line in (tmp_path / "out" / LISTING).read_text().splitlines()]
     assert {line["image_id"] for line in lines if "left_out" in line} == {"0", "1", "2", "fail/3"}
-    assert len(list((tmp_path / "out" / "SegmentationClass").iterdir())) == 8
+    assert len(list((tmp_path / "out" / "VOCdevkit/VOC2012/SegmentationClass").iterdir())) == 8
     without = export(small, plan_of(small, "huggingface", keep=keep), str(tmp_path / "hf"))
     assert (without.images, without.left_out) == (12, {}), "its table can hold a row without a mask"
 
@@ -143,7 +146,7 @@ def test_another_export_is_refused_by_what_differs(run: Run, tmp_path: Path) -> 
     export(run, plan_of(run, "voc"), str(tmp_path))
     cases = {
         'format was "voc", is now "coco"': plan_of(run, "coco"),
-        "val_share was 0.0, is now 0.5": plan_of(run, "voc", val_share=0.5),
+        "options.val_share was 0.0, is now 0.5": plan_of(run, "voc", val_share=0.5),
         "images_copied was false, is now true": plan_of(run, "voc", images=True),
         "filter.min_area was null, is now 0.1": plan_of(run, "voc", keep=RowFilter(min_area=0.1)),
     }
@@ -160,6 +163,17 @@ def test_a_run_that_has_grown_is_another_export(tmp_path: Path) -> None:
     assert (done.images, done.shards) == (20, 2)
     aside.rename(last)
     with pytest.raises(ExportError, match="shards was 2, is now 3"):
+        export(run, plan_of(run, "voc"), str(tmp_path / "out"))
+
+
+def test_an_export_of_rows_that_changed_since_is_refused(tmp_path: Path) -> None:
+    run = scripted_run(tmp_path, scenes(20), shard={"images": 10})
+    assert export(run, plan_of(run, "voc"), str(tmp_path / "out")).shards == 2
+    rows = read_labels((tmp_path / "run" / shard_file(1)).read_bytes())
+    block = rows.set_column(rows.column_names.index("attempts"), "attempts", pa.array([2] * 10, pa.int32()))
+    block = block.add_column(0, "shard", pa.array([1] * 10, pa.int32()))
+    write_shard(block, run.storage, run.uri, rows.schema)
+    with pytest.raises(ExportError, match="holds another export"):
         export(run, plan_of(run, "voc"), str(tmp_path / "out"))
 
 
@@ -244,7 +258,12 @@ def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
     """Errors that jobs.cli prints as one line with exit code 2."""
     export(run, plan_of(run, "voc", val_share=0.1), str(tmp_path / "out"))
     refused = {
-        "--val-share is for formats with a split": ["--to", "coco", "--val-share", "0.1"],
+        "--val-share, --test-share, --split-by and --split-list: cvat has no such thing": [
+            "--to",
+            "cvat",
+            "--val-share",
+            "0.1",
+        ],
         "unknown format 'nope'; known: coco,": ["--to", "nope"],
         "no class 'gras'": ["--to", "coco", "--class", "gras"],
         "--corrections is latest, none or a version number, not 'old'": ["--to", "coco", "--corrections", "old"],

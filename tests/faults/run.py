@@ -24,6 +24,7 @@ FULL = {  # (images, number of faults); 2,000 and 1 unless listed here
     "actor or writer killed": (4000, 33),
     "node lost and added": (2000, 4),
     "poison images": (2000, 12),
+    "corpus grows, driver killed": (400, 10),
 }
 QUICK = {
     "driver killed": (200, 3),
@@ -31,6 +32,7 @@ QUICK = {
     "actor or writer killed": (1000, 4),
     "node lost and added": (300, 1),
     "poison images": (200, 3),
+    "corpus grows, driver killed": (100, 2),
 }
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import yaml
 
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.backend import Storage, join
 from tests.conftest import ROOT
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
 from tests.faults.processes import Driver, workers
 from tests.faults.proxy import FlakyProxy
-from tests.support.fakes import BROKEN, CLASSES, jpeg
+from tests.support.fakes import BROKEN, CLASSES, jpeg, write_corpus
 
 SEGMENTING, WRITING = r"ray::MapWorker.*ShardActor", r"ray::MapBatches\(write_shard\)"
 IMAGES_PER_SHARD = 20
@@ -239,6 +239,52 @@ def changed_settings(setting: Setting) -> Outcome:
     return finished(setting, "changed", command, expected)
 
 
+def corpus_grows(setting: Setting) -> Outcome:
+    """New and replaced files, then `--extend --relabel changed` with its driver killed, again and again.
+
+    The last command finishes: every image once, with the mask of its last content.
+    """
+    storage, generator, kills = Storage(setting.place.options), random.Random(setting.seed), 0
+    corpus = f"{setting.place.root}/corpus-growing"
+    contents = write_corpus(setting.place.folder / "corpus-growing", setting.images)
+    command = options(setting)
+    command[command.index("--input") + 1] = corpus
+    Driver(setting.place, "grows", command, setting.ray).finish()
+    command += ["--extend", "--relabel", "changed"]
+    for day in range(setting.times):
+        news = {f"day-{day}/{i:03d}.jpg": jpeg(1000 * day + i) for i in range(2 * IMAGES_PER_SHARD)}
+        other = generator.sample(sorted(contents), 10)
+        longer = bytes(5000 * (day + 1))  # than before: local files of the same size are not `changed`
+        news |= {name: jpeg(generator.randrange(10**6)) + longer for name in other}
+        for name, data in news.items():
+            storage.write(f"{corpus}/{name}", data)
+        contents |= news
+        driver = Driver(setting.place, "grows", command, setting.ray)
+        more = generator.choice([0, 1, 1, 2])
+        driver.wait_for_shards(driver.shards() + more)
+        time.sleep(generator.uniform(0, 8) if more == 0 else generator.uniform(0, 0.3))
+        kills += driver.kill()
+    return finished(setting, "grows", command, brightness_of(contents), extensions=setting.times, kills=kills)
+
+
+def corpus_changes(setting: Setting) -> Outcome:
+    """Files are replaced while the run is at work: each is labeled as it was, or is a failed row, `changed`."""
+    storage, corpus = Storage(setting.place.options), f"{setting.place.root}/corpus-changing"
+    contents = write_corpus(setting.place.folder / "corpus-changing", setting.images)
+    command = options(setting)
+    command[command.index("--input") + 1] = corpus
+    driver = Driver(setting.place, "changes", command, setting.ray)
+    driver.wait_for_shards(1)
+    replaced = sorted(contents)[-2 * IMAGES_PER_SHARD :]
+    for name in replaced:
+        storage.write(f"{corpus}/{name}", jpeg(77) + contents[name])
+    driver.finish()
+    expected, run = dict(brightness_of(contents)), setting.place.open("changes")
+    failed = {name for name, found in written(run) if found == ("failed", "changed")} & set(replaced)
+    expected |= dict.fromkeys(failed, ("failed", "changed"))
+    return Outcome(count(run, expected), {"replaced": len(replaced), "failed_as_changed": len(failed)})
+
+
 def disk_full(setting: Setting) -> Outcome:
     """The run folder's disk first has room for about half of the labels, later for all. Needs root to mount."""
     expected = brightness_of(setting.place.corpus(setting.images))
@@ -269,5 +315,7 @@ SCENARIOS: dict[str, Callable[[Setting], Outcome]] = {
     "resumed with other settings": changed_settings,
     "10% of requests broken": flaky_storage,
     "disk full": disk_full,
+    "corpus grows, driver killed": corpus_grows,
+    "corpus changes under the run": corpus_changes,
 }
 ONLY_AT = {"10% of requests broken": "s3", "disk full": "local"}  # the others happen at both

@@ -11,6 +11,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -343,24 +344,43 @@ def post(address: str, payload: Any, **headers: str) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
+SETTINGS = ["donut", "sand", 0.05, 0.2, False]
+
+
 def test_files_of_the_server_are_not_read(address: str, tmp_path: Path) -> None:
     """A path without Gradio's `meta` is not checked by Gradio."""
     (tmp_path / "secret.txt").write_text("TOP-SECRET")
     (tmp_path / "photo.jpg").write_bytes(turned_scene())
     os.mkfifo(tmp_path / "fifo.jpg")
-    settings = ["donut", "sand", 0.05, 0.2, False]
     for name in ("secret.txt", "photo.jpg", "fifo.jpg", "nothing.jpg"):
-        code, text = post(address, {"data": [{"path": str(tmp_path / name)}, *settings]})
+        code, text = post(address, {"data": [{"path": str(tmp_path / name)}, *SETTINGS]})
         assert code == 200
         assert "this is not an uploaded image" in text
         assert "TOP-SECRET" not in text
 
 
 def test_other_sites_and_other_hosts_are_refused(address: str) -> None:
-    data = {"data": [None, "donut", "sand", 0.05, 0.2, False]}
+    data = {"data": [None, *SETTINGS]}
     assert "Choose an image first" in post(address, data, Origin=address)[1]
     assert post(address, data, Origin="http://evil.example")[0] == 403
     assert post(address, data, Host="evil.example")[0] == 403
+
+
+def test_a_request_that_never_ends_blocks_no_other(address: str) -> None:
+    """Clients that send half a request and wait, as many as the page has workers, and another one that works."""
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /gradio_api/call/label HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 999\r\n\r\n{{"
+    silent = [socket.create_connection((host, int(port))) for _ in range(8)]
+    try:
+        for client in silent:
+            client.sendall(head.encode())
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: post(address, {"data": [None, *SETTINGS]}), range(4)))
+        assert [code for code, _ in answers] == [200] * 4
+        assert all("Choose an image first" in text for _, text in answers)
+    finally:
+        for client in silent:
+            client.close()
 
 
 def test_shipped_examples_are_small_images() -> None:

@@ -1,5 +1,6 @@
 """Every segmenter through label, evaluate and serve, on tiny random weights; votes and means."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from cliper.jobs.evaluations import _finish, _stored_setting
+from cliper.jobs.evaluations import _stored_setting
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError
 from cliper.model.network_configs import MasksConfig
+from cliper.model.sam2 import Sam2Regions
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, load_config
 from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.proposals import proposals
-from cliper.pipeline.evaluate.results import figures
+from cliper.pipeline.evaluate.results import figures, summarise
 from cliper.pipeline.label.combined import Voter, majority, region_means, superpixels
 from cliper.pipeline.label.estimate import measure
 from cliper.pipeline.label.segmenters import SEGMENTERS, chosen, members_of
@@ -32,7 +34,7 @@ from cliper.pipeline.storage.backend import Storage
 from tests.support.direct import label_directly
 from tests.support.fakes import Brightness, jpeg
 from tests.support.labeled import rows_of
-from tests.support.tiny_models import sam3_folder, tipsv2_folder
+from tests.support.tiny_models import sam2_folder, sam3_folder, tipsv2_folder
 
 CLASSES = ClassList.parse(["donut", "kite = kite; toy", "grass"])
 
@@ -106,7 +108,8 @@ def _evaluate(run: Run, corpus: Path, tmp_path: Path) -> None:
     found = proposals(evaluation.counter(), evaluation.read())
     if "proposer_backbone" in run.identity["weights"]:
         assert found == {"recall": 1.0, "mean": 2.0}  # its own masks hold proposed classes only
-        results, _ = _finish(evaluation, _stored_setting(run, None, None, None))
+        setting = _stored_setting(run, None, None, None)
+        results = summarise(evaluation.read(), evaluation.identity, setting) | {"proposals": found}
         assert ("classes proposed per image", "2.00") in figures(results)
     else:
         assert found is None
@@ -165,6 +168,32 @@ def halves() -> Iterator[np.ndarray]:
     image = np.zeros((40, 40, 3), np.uint8)
     image[:, 20:] = 200
     yield image
+
+
+def test_sam2_finds_regions(tmp_path: Path, models: dict[str, dict[str, Any]]) -> None:
+    folder = sam2_folder(tmp_path)
+    content = {**models["masks"], "regions": "sam2", "weights": str(folder), "points": 9, "min_iou": 0.0}
+    kind, config = chosen(JobConfig.model_validate({"segmenter": "masks", "model": content, "dtype": "float32"}))
+    assert set(kind.identity(config)) == {"sam2", "0-cliper-backbone"}
+    assert kind.pin(config).model.model_dump()["weights"] == str(folder)
+    voter = kind.make(config, CLASSES)
+    assert isinstance(voter, Voter)
+    regions_of, image = voter.regions, np.array(Image.open(io.BytesIO(jpeg(3))))
+    assert isinstance(regions_of, Sam2Regions)
+    with torch.inference_mode():  # the class's own forward, point by point
+        pixels = regions_of.preprocess(image)[None]
+        for number in (0, 10, 80):
+            x, y = (number % 9 + 0.5) / 9 * 64, (number // 9 + 0.5) / 9 * 64
+            out = regions_of.network(pixel_values=pixels, input_points=torch.tensor([[[[x, y]]]]))
+            expected = out.pred_masks[0, 0, out.iou_scores[0, 0].argmax()]
+            assert torch.allclose(regions_of.masks(image)[number], expected, atol=1e-4)
+    regions = regions_of(image)
+    assert regions.shape == image.shape[:2]
+    [found] = voter.segment([image], ["x"])
+    [before] = voter.inner.segment([image], ["x"])
+    for number in np.unique(regions[regions >= 0]):
+        assert len(np.unique(found.labels[regions == number])) == 1
+    assert (found.labels == before.labels)[regions < 0].all()
 
 
 @pytest.mark.parametrize("vote", ["majority", "mean"])

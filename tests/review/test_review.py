@@ -204,6 +204,29 @@ def test_the_last_annotation_and_the_last_brush_win(run: Run) -> None:
     assert np.array_equal(found, np.where(left, 3, 1))
 
 
+@pytest.mark.parametrize(
+    ("applied", "stands"),
+    [
+        ([("dark", 1), ("bright", 2)], "bright"),
+        ([("bright", 2), ("dark", 1)], "bright"),  # an older annotation, applied later
+        ([("dark", 1), ("bright", 2), ("dark", 3)], "dark"),  # the first mask again, as the newest annotation
+        ([("dark", 1), ("bright", 2), ("dark", 1)], "bright"),  # the first export again
+    ],
+)
+def test_the_time_of_the_annotation_counts_not_the_order_of_applying(
+    applied: list[tuple[str, int]], stands: str, run: Run
+) -> None:
+    task = review_tasks(run, select_images(run, 1))[0]
+    image_id = task["data"]["image_id"]
+    shape = masks(run)[image_id].shape
+    for name, day in applied:
+        labels = np.full(shape, NAMES.index(name) + 1, np.uint8)
+        entry = annotated(task, labels, updated_at=f"2026-03-0{day}T00:00:00Z")
+        apply_review(run, json.dumps([entry]).encode(), "e.json")
+    found = masks(run, corrections=read_corrections(run))[image_id]
+    assert np.unique(found).tolist() == [NAMES.index(stands) + 1]
+
+
 def test_a_turned_photograph_is_corrected_as_it_is_seen(tmp_path: Path) -> None:
     run, _ = make_run(str(PHOTOS), str(tmp_path / "run"))
     [task] = [t for t in review_tasks(run, select_images(run, 4)) if t["data"]["image_id"] == "coffee.jpg"]

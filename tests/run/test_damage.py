@@ -1,6 +1,6 @@
 """Every command over a run with damage is right or names the file: single flipped bits and cut files.
 
-CLIPER_FLIPS sets how many damaged runs are tried (default 60).
+CLIPER_FLIPS sets how many damaged runs are tried (default 60), CLIPER_SEED which ones.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import write_corpus
 from tests.support.labeled import label_small
 
-FLIPS = int(os.environ.get("CLIPER_FLIPS", "60"))
+FLIPS, SEED = int(os.environ.get("CLIPER_FLIPS", "60")), int(os.environ.get("CLIPER_SEED", "16"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def run(original: Path, tmp_path: Path) -> Run:
 
 def commands(run: str, out: str) -> dict[str, list[str]]:
     return {
-        "verify": ["verify", run, "--processes", "1"],
+        "verify": ["verify", run, "--workers", "1"],
         "status": ["status", run],
         "report": ["report", run, "--output", f"{out}/report.html"],
         "export": ["export", run, "--to", "coco", "--output", f"{out}/export", "--workers", "1"],
@@ -87,7 +87,7 @@ def damaged(path: Path, chance: random.Random) -> Iterator[str]:
 
 
 def test_every_command_is_right_or_names_what_is_damaged(original: Path, tmp_path: Path) -> None:
-    copy, out, chance = tmp_path / "run", tmp_path / "out", random.Random(16)
+    copy, out, chance = tmp_path / "run", tmp_path / "out", random.Random(SEED)
     shutil.copytree(original, copy)
     files = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "lease.json")
     assert {path.name for path in files} > {"run.json", "index.json", "part-00000.parquet"}
@@ -152,7 +152,7 @@ def test_repair_sets_damaged_files_aside(run: Run) -> None:
     path = Path(run.uri, shard_file(2))
     data = path.read_bytes()
     path.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
-    result = CliRunner().invoke(app, ["verify", run.uri, "--repair", "--processes", "1"])
+    result = CliRunner().invoke(app, ["verify", run.uri, "--repair", "--workers", "1"])
     assert result.exit_code == 1
     assert "moved     labels/shard-000002.parquet to damaged/shard-000002.parquet" in result.output
     assert run.done_shards() == {0, 1}

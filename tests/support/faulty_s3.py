@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -33,6 +33,9 @@ class FaultyS3:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.sent = 0
+        self.delay = 0.0  # seconds before every answer
+        self.together = self.most_together = 0  # requests under way
+        self.ignores_start = False  # StartAfter of listings has no effect
         self.headers: dict[str, str] = {}  # sent with every answer
         self.lock = threading.Lock()
         self._faults: list[Fault] = []
@@ -103,6 +106,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve("DELETE", self._delete)
 
     def _serve(self, method: str, answer: Any) -> None:
+        with self.store.lock:
+            self.store.together += 1
+            self.store.most_together = max(self.store.together, self.store.most_together)
+        try:
+            self._serve_one(method, answer)
+        finally:
+            with self.store.lock:
+                self.store.together -= 1
+
+    def _serve_one(self, method: str, answer: Any) -> None:
+        time.sleep(self.store.delay)
         key = unquote(urlsplit(self.path).path).lstrip("/")
         self.kind = self.store.next_fault(method, self.path)
         if self.kind[:3].isdigit():
@@ -152,20 +166,31 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204, b"")
 
     def _list(self) -> None:
-        bucket, prefix = (
-            urlsplit(self.path).path.strip("/"),
-            parse_qs(urlsplit(self.path).query).get("prefix", [""])[0],
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        bucket, prefix = urlsplit(self.path).path.strip("/"), query.get("prefix", "")
+        after = "" if self.store.ignores_start else query.get("start-after", "")
+        after = bytes.fromhex(query.get("continuation-token", "")).decode() or after
+        inside = (
+            key.removeprefix(f"{bucket}/") for key in sorted(self.store.objects) if key.startswith(f"{bucket}/")
         )
-        names = [name.removeprefix(f"{bucket}/") for name in sorted(self.store.objects)]
-        entries = "".join(
-            f"<Contents><Key>{escape(name)}</Key><Size>{len(self.store.objects[f'{bucket}/{name}'])}</Size>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>{escape(_etag(self.store.objects[f'{bucket}/{name}']))}</ETag></Contents>"
-            for name in names
-            if name.startswith(prefix)
-        )
-        self._answer(
-            200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+        names = [
+            _folder_or_key(name, prefix, query.get("delimiter")) for name in inside if name.startswith(prefix)
+        ]
+        names = [name for name in dict.fromkeys(names) if name > after]
+        page = names[: int(query.get("max-keys", 1000))]
+        body = "".join(map(partial(self._listed, bucket, bool(query.get("delimiter"))), page))
+        more = f"<NextContinuationToken>{page[-1].encode().hex()}</NextContinuationToken>" if page != names else ""
+        body += f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}"
+        self._answer(200, f"<ListBucketResult>{body}</ListBucketResult>".encode())
+
+    def _listed(self, bucket: str, delimited: bool, name: str) -> str:
+        data = self.store.objects.get(f"{bucket}/{name}")
+        if delimited and data is None:
+            return f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+        data = data or b""
+        return (
+            f"<Contents><Key>{escape(name)}</Key><Size>{len(data)}</Size><ETag>{escape(_etag(data))}</ETag>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         )
 
     def _error(self, status: int, code: str) -> None:
@@ -196,6 +221,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
+
+
+def _folder_or_key(name: str, prefix: str, delimiter: str | None) -> str:
+    if not delimiter or delimiter not in name[len(prefix) :]:
+        return name
+    return prefix + name[len(prefix) :].partition(delimiter)[0] + delimiter
 
 
 @lru_cache(maxsize=32)

@@ -56,7 +56,8 @@ def sam3_folder(folder: Path) -> Path:
         },
         text_config=inner
         | {"model_type": "clip_text_model", "vocab_size": len(tokenizer), "num_hidden_layers": 1}
-        | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": tokenizer.eos_token_id},
+        | {"max_position_embeddings": 32, "projection_dim": 16, "eos_token_id": tokenizer.eos_token_id}
+        | {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id},
         geometry_encoder_config=inner | {"num_layers": 1},
         detr_encoder_config=inner | {"num_layers": 1},
         detr_decoder_config=inner | {"num_layers": 2, "num_queries": 5},
@@ -87,4 +88,33 @@ def tiny_vae_folder(folder: Path) -> Path:
     channels: dict[str, Any] = {"encoder_block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8,) * 4}
     blocks: dict[str, Any] = {"num_encoder_blocks": (1, 1, 1, 1), "num_decoder_blocks": (1, 1, 1, 1)}
     diffusers.AutoencoderTiny(**channels, **blocks).save_pretrained(folder)
+    return folder
+
+
+def sam2_folder(folder: Path) -> Path:
+    """A SAM 2 of 300,000 random weights for inputs of 64 x 64."""
+    torch.manual_seed(4)
+    stages: dict[str, Any] = {
+        "blocks_per_stage": [1, 1, 2, 1],
+        "embed_dim_per_stage": [8, 16, 32, 64],
+        "num_attention_heads_per_stage": [1, 1, 1, 1],
+        "window_size_per_stage": [4, 4, 4, 2],
+        "global_attention_blocks": [3],
+    }
+    config = transformers.Sam2Config(
+        vision_config={
+            "backbone_config": {"model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64]}
+            | stages,
+            "backbone_channel_list": [64, 32, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 32,
+        },
+        prompt_encoder_config={"hidden_size": 32, "image_size": 64},
+        mask_decoder_config={
+            "hidden_size": 32,
+            "num_attention_heads": 2,
+            "mlp_dim": 32,
+        },
+    )
+    _scatter(transformers.Sam2Model(config)).save_pretrained(folder)
     return folder

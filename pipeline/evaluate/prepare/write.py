@@ -19,7 +19,7 @@ from cliper.pipeline.config import load_classes
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.evaluate.prepare import folder
 from cliper.pipeline.evaluate.prepare.base import Labels, Sample
-from cliper.pipeline.evaluate.prepared import INDEX, Prepared, open_prepared
+from cliper.pipeline.evaluate.prepared import INDEX, Prepared, content_digest, open_prepared
 from cliper.pipeline.evaluate.registry import Dataset, find_dataset
 from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.masks import encode_png
@@ -65,6 +65,7 @@ def prepare(
         "fingerprint": hashlib.sha256("".join(digests).encode()).hexdigest()[:16],
     }
     storage.write(join(out, "index.parquet"), sealed_table(pa.Table.from_pylist(rows, INDEX), compression="zstd"))
+    content["digest"] = content_digest(content)
     storage.write(join(out, "dataset.json"), json.dumps(content, indent=1, ensure_ascii=False).encode())
     return open_prepared(out, storage)
 

@@ -1,0 +1,138 @@
+"""What changes or trains on a run with damage is right or names the file: label, retry, evaluation, MaskDataset.
+
+The steps of the commands in this process, without Ray. CLIPER_FLIPS sets how many damaged runs are tried.
+"""
+
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from cliper.model.errors import CliperError
+from cliper.pipeline.dataset import MaskDataset
+from cliper.pipeline.evaluate.evaluation import open_evaluation, require_labeled
+from cliper.pipeline.evaluate.prepare.write import prepare
+from cliper.pipeline.evaluate.prepared import open_prepared
+from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.failed import find_failed
+from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.reader import torn_shards
+from cliper.pipeline.storage.backend import Storage
+from tests.run.test_damage import damaged
+from tests.support import benchmark_trees as trees
+from tests.support.fakes import write_corpus
+from tests.support.jobs import fake_job, label_here, tasks_of
+from tests.support.labeled import SHARD, label_small, rows_of
+
+FLIPS = int(os.environ.get("CLIPER_FLIPS", "24"))
+LOCAL = Storage()
+
+
+def label(folder: Path) -> str:
+    job = fake_job(str(folder / "corpus"), str(folder / "run"), **SHARD)
+    label_here(job, [*tasks_of(job), *map(Task, torn_shards(job.run, job.manifest))])
+    return _digest(rows_of(job.run))
+
+
+def retry(folder: Path) -> str:
+    job = fake_job(str(folder / "corpus"), str(folder / "run"), **SHARD)
+    label_here(job, [Task(shard, failed) for shard, failed in find_failed(job.run, job.manifest).items()])
+    return _digest(rows_of(job.run))
+
+
+def dataset(folder: Path) -> str:
+    examples = MaskDataset(read_run(str(folder / "run"), LOCAL), seed=1)
+    return _digest([(e.image_id, e.mask.numpy().tobytes(), e.image.numpy().tobytes()) for e in examples])
+
+
+def evaluation(folder: Path) -> str:
+    run, prepared = read_run(str(folder / "run"), LOCAL), open_prepared(str(folder / "prepared"), LOCAL)
+    require_labeled(run)
+    found = open_evaluation(run, prepared)
+    problems = found.counter().stage(pa.table({"shard": found.uncounted_shards()}))["problem"].to_pylist()
+    named = [problem for problem in problems if problem is not None]
+    if named:
+        raise CliperError(named[0])
+    counts = found.read()
+    return _digest([counts.image_ids, counts.confusion.tolist(), counts.totals.tolist(), counts.failed])
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("labeled")
+    write_corpus(folder / "corpus", 14, broken_each=1)
+    label_small(folder / "corpus", folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an evaluation of which one shard is not counted yet."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    (folder / "raw").mkdir()
+    truths = trees.folder(folder / "raw", images=6)
+    prepared = prepare("folder", folder / "raw", str(folder / "prepared"), LOCAL)
+    guesses = {name: np.where(truth == 255, 0, truth).astype(np.uint8) for name, truth in truths.items()}
+    trees.stored_run(str(folder / "run"), prepared, guesses)
+    evaluation(folder)
+    next((folder / "run").rglob("counts/shard-000001.parquet")).unlink()
+    return folder
+
+
+STEPS: dict[str, Callable[[Path], str]] = {
+    "label": label,
+    "retry": retry,
+    "dataset": dataset,
+    "evaluation": evaluation,
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_is_right_or_names_what_is_damaged(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    step, original = STEPS[name], request.getfixturevalue("evaluated" if name == "evaluation" else "labeled")
+    damageable = [
+        original / "run",
+        original / "prepared" / "index.parquet",
+        original / "prepared" / "dataset.json",
+    ]
+    files = sorted(
+        path.relative_to(original)
+        for top in damageable
+        for path in ([top] if top.is_file() else top.rglob("*"))
+        if path.is_file()
+    )
+    chance, right, wrong = random.Random(name), _run_on_copy(step, original, tmp_path), []
+    for _ in range(FLIPS // 4):
+        with damaged(original / chance.choice(files), chance) as what:
+            try:
+                if _run_on_copy(step, original, tmp_path) != right:
+                    wrong.append(f"{what}: another result")
+            except CliperError as error:
+                if not any(word in str(error) for word in ("damaged", ".parquet", ".json", "/evaluation/")):
+                    wrong.append(f"{what}: {error}")
+            except Exception as error:  # what the test looks for: an error that is no message
+                wrong.append(f"{what}: {error!r}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _run_on_copy(step: Callable[[Path], str], original: Path, tmp_path: Path) -> str:
+    """The step's result on a copy of the run at the same place, so that paths in its files hold."""
+    kept = tmp_path / "kept"
+    shutil.copytree(original / "run", kept)
+    try:
+        return step(original)
+    finally:
+        shutil.rmtree(original / "run")
+        kept.rename(original / "run")
