@@ -46,6 +46,8 @@ def page(keys: int, query: dict[str, str]) -> str:
         names = (f"<CommonPrefixes><Prefix>photos/{i:04d}/</Prefix></CommonPrefixes>" for i in range(PREFIXES))
         return _result("".join(names), "")
     inside = query.get("prefix", "").split("/")[1]
+    if "*" in inside:  # is the pattern the name of something?
+        return _result("", "")
     start, end = (int(inside) * per, min(keys, (int(inside) + 1) * per)) if inside else (0, keys)
     if after := query.get("start-after"):
         folder, _, name = after.removeprefix("photos/").partition("/")
