@@ -13,9 +13,9 @@ import time
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
+from benchmarks.operations import counter as flop_counter
 from cliper.model.backbone import encode
 from cliper.model.diffusion import image_noise
 from cliper.model.segmenter import CLIPer
@@ -56,7 +56,7 @@ def operations(ours: CLIPer, device: torch.device) -> dict[str, float]:
     image = models.photo(0)
     pixels = ours.preprocess(image)[None].to(device)
     counted = {}
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         encode(ours.visual, pixels)
     patch = ours.visual.patch_size[0]
     tokens = 1 + (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
@@ -65,7 +65,7 @@ def operations(ours: CLIPer, device: torch.device) -> dict[str, float]:
     counted["clip"] = counter.get_total_flops() + fusion
     if ours.diffusion is not None:
         prepared = ours.diffusion._prepare(image)[None]
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             ours.diffusion._step(prepared, image_noise(0, "0", 64)[None].to(device))
         counted["diffusion"] = counter.get_total_flops()
         # Products q k^T once (a map need not be computed twice) and the map times the scores.

@@ -25,6 +25,7 @@ from cliper.pipeline.config import JobConfig
 from cliper.pipeline.export.base import Item, Plan
 from cliper.pipeline.export.driver import export
 from cliper.pipeline.export.items import read_items
+from cliper.pipeline.export.options import Options
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.corrections import NO_CORRECTIONS
 from cliper.pipeline.run.folder import Run, begin_run, class_names, identity_of
@@ -84,7 +85,8 @@ def _row(run: Run, number: int, labels: np.ndarray) -> dict[str, object]:
 
 def plan_of(run: Run, name: str) -> Plan:
     """A plan for all rows that copies no images."""
-    return Plan(name, run.uri, run.fingerprint, class_names(run.identity), RowFilter(), False, 0.1)
+    options = Options(val_share=0.1)
+    return Plan(name, run.uri, run.fingerprint, class_names(run.identity), RowFilter(), False, options)
 
 
 def read_only(run: Run) -> float:

@@ -32,12 +32,14 @@ PER_IMAGE = 6  # classes in a mask
 SHARD_IMAGES = 256
 
 
-def make_run(folder: Path, rows: int, classes: ClassList) -> Run:
-    """A finished run of `rows` images of 640 x 480, every hundredth failed."""
+def make_run(folder: Path, rows: int, classes: ClassList, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Run:
+    """A finished run of `rows` images of `size` (width, height), every hundredth failed."""
     rng = np.random.default_rng(0)
     pictures = folder / "pictures"
     pictures.mkdir(parents=True)
-    contents = [_content(_picture(pictures / f"{i:03d}.jpg", rng, len(classes)), classes) for i in range(PICTURES)]
+    contents = [
+        _content(_picture(pictures / f"{i:03d}.jpg", rng, len(classes), size), classes) for i in range(PICTURES)
+    ]
     config, storage = JobConfig(shard=ShardConfig(images=SHARD_IMAGES)), Storage()
     run = begin_run(
         str(folder / "run"), storage, identity_of(config, classes, str(pictures), {"backbone": "none"})
@@ -54,12 +56,12 @@ def make_run(folder: Path, rows: int, classes: ClassList) -> Run:
     return run
 
 
-def _picture(path: Path, rng: np.random.Generator, classes: int) -> np.ndarray:
-    """Write a smooth photograph, and return a mask of curved regions: uint8 [HEIGHT, WIDTH]."""
+def _picture(path: Path, rng: np.random.Generator, classes: int, size: tuple[int, int]) -> np.ndarray:
+    """Write a smooth photograph of `size`, and return a mask of curved regions: uint8 [height, width]."""
     colours = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    colours.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(path, quality=90)
+    colours.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
     planes = rng.random((PER_IMAGE, 6, 8)).astype(np.float32)
-    wide = [Image.fromarray(plane).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for plane in planes]
+    wide = [Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC) for plane in planes]
     labels = rng.choice(np.arange(1, classes + 1), PER_IMAGE, replace=False).astype(np.uint8)
     return labels[np.stack([np.asarray(plane) for plane in wide]).argmax(axis=0)]
 
@@ -71,7 +73,7 @@ def _content(mask: np.ndarray, classes: ClassList) -> dict[str, Any]:
         {"class_id": label, "name": classes.names[label - 1], "pixels": count}
         for label, count in zip(labels.tolist(), pixels.tolist(), strict=True)
     ]
-    size = {"width": WIDTH, "height": HEIGHT, "orientation": 1}
+    size = {"width": mask.shape[1], "height": mask.shape[0], "orientation": 1}
     return size | pack_mask(mask, "png") | {"classes": entries, "status": "ok"}
 
 

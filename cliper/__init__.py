@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from cliper.model.config import CLIPerConfig as CLIPerConfig
     from cliper.model.errors import CliperError as CliperError
     from cliper.model.segmentation import Segmentation as Segmentation
-    from cliper.model.segmenter import CLIPer as CLIPer
     from cliper.pipeline.config import JobConfig as JobConfig
     from cliper.pipeline.config import load_classes as load_classes
     from cliper.pipeline.config import load_config as load_config
     from cliper.pipeline.dataset import MaskDataset as MaskDataset
     from cliper.pipeline.export.registry import EXPORTERS as EXPORTERS
     from cliper.pipeline.label.segmenters import SEGMENTERS as SEGMENTERS
+    from cliper.pipeline.predict.model import CLIPer as CLIPer
+    from cliper.pipeline.predict.prediction import Prediction as Prediction
     from cliper.pipeline.report.images import overlay as overlay
     from cliper.pipeline.results import OpenedRun as OpenedRun
     from cliper.pipeline.results import open_run as open_run
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from cliper.pipeline.storage.backend import Storage as Storage
 
 _HOMES = {
-    "CLIPer": "cliper.model.segmenter",
+    "CLIPer": "cliper.pipeline.predict.model",
     "CLIPerConfig": "cliper.model.config",
     "ClassList": "cliper.model.classes",
     "CliperError": "cliper.model.errors",
@@ -35,6 +36,7 @@ _HOMES = {
     "MASK_CODECS": "cliper.pipeline.run.masks",
     "MaskDataset": "cliper.pipeline.dataset",
     "OpenedRun": "cliper.pipeline.results",
+    "Prediction": "cliper.pipeline.predict.prediction",
     "SEGMENTERS": "cliper.pipeline.label.segmenters",
     "Segmentation": "cliper.model.segmentation",
     "Storage": "cliper.pipeline.storage.backend",
@@ -56,6 +58,7 @@ __all__ = [
     "JobConfig",
     "MaskDataset",
     "OpenedRun",
+    "Prediction",
     "Segmentation",
     "Storage",
     "__version__",

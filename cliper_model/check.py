@@ -12,9 +12,10 @@ import torch
 from cliper.model._libraries import diffusers, open_clip, transformers
 from cliper.model.config import CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
+from cliper.model.files import read_json
 from cliper.model.tensors import require, sizes_in
 from cliper.model.unet import attention_modules, wanted_layers
-from cliper.model.weights import Backbone, Diffusion, read_json, resolve_backbone, resolve_diffusion
+from cliper.model.weights import Backbone, Diffusion, resolve_backbone, resolve_diffusion
 
 SUPPORTED = "FGC reads Stable Diffusion 1.x and 2.x"
 # Their noise is sqrt(a) x + sqrt(1 - a) n at an integer timestep, and the UNet's input is not scaled. The Euler,
@@ -33,6 +34,10 @@ def check_weights(config: CLIPerConfig) -> None:
         check_backbone(resolve_backbone(config.backbone), config.backbone.model)
     if config.fgc is not None and not config.fgc.model.startswith("embedded:"):
         check_diffusion(resolve_diffusion(config.fgc), config.fgc)
+    if config.dino is not None:
+        from cliper.model.dino import check_dino
+
+        check_dino(config.dino)
 
 
 def clip_settings(found: Backbone) -> dict[str, Any]:
@@ -46,12 +51,29 @@ def clip_settings(found: Backbone) -> dict[str, Any]:
     return settings
 
 
+def unsupported(settings: dict[str, Any]) -> str | None:
+    """Why the fusion cannot read a vision tower with these settings (in open_clip's form); None if it can."""
+    vision = settings["vision_cfg"]
+    if "timm_model_name" in vision:
+        return (
+            f"its tower is {vision['timm_model_name']} of timm, whose blocks and pooling differ (SigLIP, EVA, "
+            "PE-Core, MobileCLIP, ConvNeXt)"
+        )
+    if not isinstance(vision.get("layers"), int):
+        return "its tower is a ResNet, which has no tokens of patches"
+    if vision.get("attentional_pool"):
+        return "it pools by attention (CoCa), so that patches are not in the text's space"
+    return None
+
+
 def check_backbone(found: Backbone, name: str) -> None:
     """Raise WeightsError if a backbone is not a plain ViT, or its checkpoint is broken or does not fit it."""
     settings = clip_settings(found)
-    vision = settings["vision_cfg"]
-    if "timm_model_name" in vision or not isinstance(vision.get("layers"), int):
-        raise WeightsError(f"backbone '{name}' is not a plain ViT with a CLS token; use e.g. ViT-B-16, ViT-L-14")
+    reason = unsupported(settings)
+    if reason is not None:
+        raise WeightsError(
+            f"backbone '{name}' is not a plain ViT with a CLS token: {reason}; use e.g. ViT-B-16, ViT-L-14"
+        )
     found_sizes = {key.removeprefix("module."): size for key, size in sizes_in([found.checkpoint]).items()}
     other_text = "custom_text" in settings or "hf_model_name" in settings["text_cfg"]
     if "visual.conv1.weight" not in found_sizes or other_text:

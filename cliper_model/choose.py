@@ -10,8 +10,15 @@ from dataclasses import dataclass
 
 from cliper.model.errors import WeightsError
 
-# The networks that FGC loads from a Stable Diffusion repository, with the stem of their file names.
-NETWORKS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+# Networks by their folder in a repository, with the stem of their file names; "model" stands for the top folder.
+NETWORKS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "model": "model",
+    "tiny_vae": "diffusion_pytorch_model",
+}
+FGC_NETWORKS = ("unet", "vae", "text_encoder")
 _PICKLED = {"model": "pytorch_model"}  # transformers has another name for its pickles
 _INDEX_FIRST = ("unet", "vae")  # with both, diffusers loads the shards, transformers the whole file
 FORMS = [("safetensors", None), ("safetensors", "fp16"), ("bin", None), ("bin", "fp16")]
@@ -26,6 +33,7 @@ CLIP_CHECKPOINTS = (
     *("open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
 _CLIP_TOKENIZER = (*_TOKENIZER, "added_tokens.json", "sentencepiece.bpe.model", "spiece.model")
+PROCESSOR = ("preprocessor_config.json", "processor_config.json", "image_processor_config.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ def choose_diffusion(names: Collection[str]) -> list[str]:
     elif "tokenizer/tokenizer.json" not in tokenizer and "tokenizer/merges.txt" not in tokenizer:
         missing.append("tokenizer/merges.txt")
     networks = []
-    for part in NETWORKS:
+    for part in FGC_NETWORKS:
         found = choose_network(names, part)
         if f"{part}/config.json" not in names:
             missing.append(f"{part}/config.json")
@@ -73,6 +81,29 @@ def _hint(names: Collection[str]) -> str:
     if single and not any(name.startswith("unet/") for name in names):
         return f"; it holds one file for everything ({single[0]}), FGC needs the diffusers layout"
     return ""
+
+
+def choose_pretrained(names: Collection[str]) -> list[str]:
+    """The files among `names` that transformers loads. Raises WeightsError, which names the missing ones."""
+    inside = {f"model/{name}" for name in names if "/" not in name}
+    if "model/config.json" not in inside:
+        raise WeightsError(f"missing: config.json (it holds {', '.join(sorted(names)[:6]) or 'nothing'})")
+    found = choose_network(inside, "model")
+    if isinstance(found, str):
+        raise WeightsError(f"missing: {found.removeprefix('model/')}")
+    others = [name for name in (*_CLIP_TOKENIZER, *PROCESSOR) if f"model/{name}" in inside]
+    return sorted({*(name.removeprefix("model/") for name in found.files), *others})
+
+
+def choose_tiny_vae(names: Collection[str]) -> list[str]:
+    """The files among `names` of an AutoencoderTiny. Raises WeightsError, which names the missing ones."""
+    found = choose_network({f"tiny_vae/{name}" for name in names if "/" not in name}, "tiny_vae")
+    missing = ["config.json"] if "config.json" not in names else []
+    if isinstance(found, str):
+        missing.append(found.removeprefix("tiny_vae/"))
+    if missing or isinstance(found, str):
+        raise WeightsError(f"missing: {', '.join(missing)}")
+    return sorted(name.removeprefix("tiny_vae/") for name in found.files)
 
 
 def choose_network(names: Collection[str], part: str) -> Network | str:

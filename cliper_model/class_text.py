@@ -58,7 +58,7 @@ def _checked(line: str, number: int, source: str) -> str:
     first, _, rest = (part.strip() for part in name.partition(found))
     raise ClassListError(
         f"{source}: class {number} would be '{name.strip()}', with a {word}: write one class per line, all on "
-        f"one line, or '{first} = {first} | {rest}' for one class with several words"
+        f"one line, or '{first} = {first}; {rest}' for one class with several words"
     )
 
 

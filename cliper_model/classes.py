@@ -16,7 +16,7 @@ MAX_CLASSES = 65_534  # labels are uint16; 0 is background and 65,535 the ignore
 class ClassList:
     """The foreground classes. Class k (1-based) is `names[k - 1]`, and its text prompt `prompts[k - 1]`.
 
-    A prompt with ``|`` holds several words for one class; the best-matching word determines its score.
+    A prompt with ``;`` or ``|`` holds several words for one class; the best-matching word determines its score.
     """
 
     names: tuple[str, ...]
@@ -28,11 +28,11 @@ class ClassList:
     @property
     def words(self) -> tuple[tuple[str, ...], ...]:
         """The text prompts of every class, one or more."""
-        return tuple(tuple(word.strip() for word in prompt.split("|")) for prompt in self.prompts)
+        return tuple(tuple(_words(prompt)) for prompt in self.prompts)
 
     @classmethod
     def parse(cls, lines: Sequence[str], source: str = "class list") -> "ClassList":
-        """Parse one class per line: ``name``, ``name = prompt`` or ``name = prompt | prompt``; # starts a comment.
+        """Parse one class per line: ``name``, ``name = prompt`` or ``name = word; word``; # starts a comment.
 
         Raises ClassListError for an empty list, a blank line, an empty prompt, a duplicate name or more than
         65,534 classes.
@@ -50,11 +50,16 @@ class ClassList:
 def _parse_line(number: int, line: str, source: str) -> tuple[str, str]:
     name, separator, prompt = (part.strip() for part in line.partition("="))
     words = prompt if separator else name
-    if not name or not all(word.strip() for word in words.split("|")):
+    if not name or not all(_words(words)):
         raise ClassListError(
-            f"{source}: line {number} is '{line}'; expected 'name', 'name = prompt' or 'name = prompt | prompt'"
+            f"{source}: line {number} is '{line}'; expected 'name', 'name = prompt' or 'name = word; word'"
         )
     return name, prompt or name
+
+
+def _words(prompt: str) -> list[str]:
+    """The words of a prompt, separated by ; or |."""
+    return [word.strip() for word in prompt.replace("|", ";").split(";")]
 
 
 def _check_names(names: tuple[str, ...], source: str) -> None:

@@ -1,19 +1,39 @@
 """The method's settings. Each field names its counterpart in the official code and defaults to its value."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
-AttentionType = Literal["fused", "qq", "kk", "vv", "identity", "vanilla"]
+AttentionType = Literal["fused", "qq", "kk", "vv", "identity", "vanilla", "proxy"]
 Refinement = Literal["chain", "mean", "selection"]
 
 
 class Settings(BaseModel):
-    """Base of all settings: immutable, and an unknown key is an error."""
+    """Base of all settings: immutable, and an unknown key is an error.
+
+    `LATER` names fields that came after version 0.1. At their defaults they are not written, so that the settings
+    of an older run are written as before, and its fingerprint is the same.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, content = type(self).model_fields, write(self)
+        unset = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in content.items() if name not in unset}
 
 
 class BackboneConfig(Settings):
@@ -68,8 +88,9 @@ class FusionConfig(Settings):
     """Early-layer fusion, official step 1 to 6.
 
     `short_side` (size): pixels of the resized shorter side. `attention` (attn_type): the weights of the last
-    block's values. `feature_fusion` (fuse_feature): selected layer plus the mean of all. `select_layer`:
-    index into the layers, negative from the end. `logit_scale`: temperature of the class softmax.
+    block's values; ``proxy`` takes them from DINO's features (see DinoConfig). `feature_fusion` (fuse_feature):
+    selected layer plus the mean of all. `select_layer`: index into the layers, negative from the end.
+    `logit_scale`: temperature of the class softmax.
     `attention_threshold` (attention_thr): share of a class's maximum below which scores are dropped.
     `combination`: ``v2`` is the official code's; ``v1`` that of the paper's first version: attention is read by
     rows, and the mean leaves out the last layer.
@@ -114,7 +135,11 @@ class FGCConfig(Settings):
     `resolution`: side of the square diffusion input. `resize`: ``nearest`` is official.
     `attention_threshold`: None takes the fusion's value, as the official code does.
     `seed`: with the image id, decides the noise.
+    `vae`: a folder or hub id of an AutoencoderTiny of diffusers, whose encoder replaces the model's own (not
+    official, and half of the arithmetic); `vae_revision`: of the hub id.
     """
+
+    LATER = frozenset({"vae", "vae_revision"})
 
     model: str = "embedded:tiny"
     revision: str | None = None
@@ -127,6 +152,8 @@ class FGCConfig(Settings):
     resize: Literal["nearest", "bilinear"] = "nearest"
     attention_threshold: Unit | None = None
     seed: int = 0
+    vae: str | None = None
+    vae_revision: str | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> "FGCConfig":
@@ -139,6 +166,31 @@ class FGCConfig(Settings):
         return self
 
 
+class DinoConfig(Settings):
+    """DINO's patch features as attention: A = softmax(scale * (S - shift * mean(S))) by rows, S their cosines.
+
+    Negative entries of the difference are left out of the softmax.
+
+    `model`: a folder or hub id of DINO (a ViT without a head), DINOv2 (with or without registers) or DINOv3 (ViT)
+    in the form of transformers; `revision`: of the hub id.
+    `refine` (refinement dino-* and dinov2-*): multiply A with the coarse scores, before FGC if both are used. The
+    input is the image at its own size; `long_side`: larger images are scaled down to it (official: never).
+    `proxy_scale`, `proxy_shift`, `proxy_pixels`: of ``fusion.attention: proxy``, which sees the backbone's input.
+    The official code normalises those pixels by CLIP's and then by ImageNet's mean (``twice``); ``once`` is
+    ImageNet's alone.
+    """
+
+    model: str
+    revision: str | None = None
+    refine: bool = True
+    long_side: PositiveInt = 1024
+    scale: PositiveFloat = 3.0
+    shift: PositiveFloat = 1.2
+    proxy_scale: PositiveFloat = 1.0
+    proxy_shift: PositiveFloat = 1.0
+    proxy_pixels: Literal["twice", "once"] = "twice"
+
+
 class LabelConfig(Settings):
     """From scores to labels, official step 8 and 9.
 
@@ -149,13 +201,18 @@ class LabelConfig(Settings):
     `presence_threshold` (cls_thre): classes at or below it are absent from the image and cannot win.
     `background_threshold` (bkg_thre): values below it are background; 0 competes with a background plane
     ``(1 - max)^2`` instead. `normalize_per_class` (is_normalize): stretch every class to [0, 1] first.
+    `margin_threshold` t: in both protocols, background is also where s1 * sqrt(s1 - s2) < t^1.25 for the best
+    score s1 and the second s2; 0 is off (official).
     """
+
+    LATER = frozenset({"margin_threshold"})
 
     presence_threshold: Unit = 0.3
     background_threshold: Unit = 0.3
     normalize_per_class: bool = False
     protocol: Literal["cliper", "mmseg"] = "cliper"
     probability_threshold: Unit = 0.0
+    margin_threshold: Unit = 0.0
 
 
 class SigmoidConfig(Settings):
@@ -170,12 +227,15 @@ class SigmoidConfig(Settings):
 
 
 class CLIPerConfig(Settings):
-    """Every setting that affects masks. `sliding` or `fgc` set to None switches that part off."""
+    """Every setting that affects masks. `sliding`, `dino` or `fgc` set to None switches that part off."""
+
+    LATER = frozenset({"dino"})
 
     backbone: BackboneConfig = BackboneConfig()
     prompts: PromptConfig = PromptConfig()
     fusion: FusionConfig = FusionConfig()
     sliding: SlidingConfig | None = None
+    dino: DinoConfig | None = None
     fgc: FGCConfig | None = FGCConfig()
     labels: LabelConfig = LabelConfig()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -185,4 +245,10 @@ class CLIPerConfig(Settings):
     def _every_vector_is_a_class(self) -> "CLIPerConfig":
         if self.labels.protocol == "mmseg" and self.prompts.mean_class:
             raise ValueError("labels.protocol 'mmseg' scores classes only; set prompts.mean_class to false")
+        return self
+
+    @model_validator(mode="after")
+    def _proxy_has_features(self) -> "CLIPerConfig":
+        if self.fusion.attention == "proxy" and self.dino is None:
+            raise ValueError("fusion.attention 'proxy' needs dino.model, e.g. dino: {model: facebook/dino-vitb8}")
         return self

@@ -21,6 +21,7 @@ from cliper.model._libraries import diffusers, transformers
 from cliper.model.check import check_diffusion, check_scheduler, empty_prompt
 from cliper.model.config import FGCConfig
 from cliper.model.errors import WeightsError
+from cliper.model.files import read_json
 from cliper.model.unet import attention_modules, wanted_layers
 from cliper.model.weights import Diffusion, resolve_diffusion
 
@@ -41,7 +42,7 @@ class DiffusionParts:
     """The parts of Stable Diffusion that the step uses."""
 
     unet: Any  # diffusers.UNet2DConditionModel
-    vae: Any  # diffusers.AutoencoderKL; only its encoder is used
+    vae: Any  # diffusers.AutoencoderKL or AutoencoderTiny; only its encoder is used
     scheduler: Any  # with its timesteps set
     prompt: Tensor  # float32 [1, context, C]: the embedding of the empty prompt
 
@@ -131,7 +132,7 @@ class DiffusionAttention:
 
     def _step(self, pixels: Tensor, noise: Tensor) -> list[QueryKey]:
         pixels = pixels.to(self.dtype, memory_format=self.memory_format)
-        latents = self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor  # [B, 4, R/8, R/8]
+        latents = encode_latents(self.vae, pixels)  # [B, 4, R/8, R/8]
         noisy = self.scheduler.add_noise(latents, noise.to(latents), self.timestep.expand(len(latents)))
         reads: dict[int, QueryKey] = {}
         wanted = frozenset(self.wanted)
@@ -141,6 +142,15 @@ class DiffusionAttention:
         with contextlib.suppress(_AllRead):
             self.unet(noisy, self.timestep, encoder_hidden_states=self.prompt.expand(len(latents), -1, -1))
         return [reads[index] for index in self.wanted]
+
+
+def encode_latents(vae: Any, pixels: Tensor) -> Tensor:
+    """Scaled latents [B, 4, R/8, R/8] of pixels [B, 3, R, R] in [-1, 1]; an AutoencoderTiny scales them itself."""
+    found = vae.encode(pixels)
+    if hasattr(found, "latents"):
+        latents: Tensor = found.latents
+        return latents
+    return found.latent_dist.mean * vae.config.scaling_factor
 
 
 class _Recorded:
@@ -179,9 +189,28 @@ def load_parts(config: FGCConfig, dtype: torch.dtype) -> DiffusionParts:
     found = resolve_diffusion(config)
     check_diffusion(found, config)
     unet = _load(diffusers.UNet2DConditionModel, found, "unet", torch_dtype=dtype, low_cpu_mem_usage=False)
-    vae = _load(diffusers.AutoencoderKL, found, "vae", torch_dtype=dtype, low_cpu_mem_usage=False)
-    vae.decoder = vae.post_quant_conv = None
+    if found.vae is not None:
+        vae = _load_tiny_vae(found.vae, dtype)
+    else:
+        vae = _load(diffusers.AutoencoderKL, found, "vae", torch_dtype=dtype, low_cpu_mem_usage=False)
+        vae.decoder = vae.post_quant_conv = None
     return DiffusionParts(unet, vae, _load_scheduler(found.folder, config), _embed_empty_prompt(found))
+
+
+def _load_tiny_vae(folder: Path, dtype: torch.dtype) -> Any:
+    """The encoder of an AutoencoderTiny with 4 channels. Raises WeightsError for another network."""
+    settings = read_json(folder / "config.json")
+    if settings.get("_class_name") != "AutoencoderTiny" or settings.get("latent_channels", 4) != 4:
+        raise WeightsError(
+            f"fgc.vae: {folder} holds {settings.get('_class_name')} with {settings.get('latent_channels', 4)} "
+            "channels, not an AutoencoderTiny with 4, e.g. madebyollin/taesd"
+        )
+    try:
+        vae = diffusers.AutoencoderTiny.from_pretrained(folder, torch_dtype=dtype, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"fgc.vae: cannot load {folder}: {str(error).splitlines()[0]}") from error
+    vae.decoder = None
+    return vae
 
 
 def _load(network: Any, found: Diffusion, part: str, **settings: Any) -> Any:

@@ -3,7 +3,7 @@
 The formulas are those of CLIPer (ICCV 2025), section 3.2, in the order of the official code.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,9 @@ from torch import Tensor
 from cliper.model import kernels
 from cliper.model.backbone import Vision, attend, encode, merge_heads, project_qkv, project_value
 from cliper.model.config import FusionConfig, SlidingConfig
+
+# Normalised pixels [B, 3, h, w] and the grid of patches to maps [B, hw, hw] that replace CLIP's attention.
+Proxy = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -110,16 +113,26 @@ def last_block_map(kind: str, query: Tensor, key: Tensor, value: Tensor) -> Tens
 
 
 def layer_logits(
-    visual: Any, vision: Vision, text: Tensor, config: FusionConfig, grid: tuple[int, int]
+    visual: Any,
+    vision: Vision,
+    text: Tensor,
+    config: FusionConfig,
+    grid: tuple[int, int],
+    proxy: Tensor | None = None,
 ) -> LayerLogits:
     """Pass every layer's features through the last block's attention, and compare them with the text.
 
-    `text`: unit vectors [T, C] in float32. No residual and no MLP: patches stay near the text space.
+    `text`: unit vectors [T, C] in float32. `proxy` [B, hw, hw] is the map of attention type ``proxy``. No residual
+    and no MLP: patches stay near the text space.
     """
     block = visual.transformer.resblocks[-1]
     normed = block.ln_1(vision.features)  # [L, B, N, C]
-    spread = _fused_values if config.attention == "fused" else _last_block_values
-    values, attention = spread(block.attn, normed, vision, config)  # [L, B, H, N, D], [B, N, N]
+    if proxy is not None:
+        values, attention = _proxy_values(block.attn, normed, proxy)
+    elif config.attention == "fused":
+        values, attention = _fused_values(block.attn, normed, vision, config)  # [L, B, H, N, D], [B, N, N]
+    else:
+        values, attention = _last_block_values(block.attn, normed, config)
     embedded = visual.ln_post(merge_heads(block.attn, values)) @ visual.proj  # [L, B, N, C_text]
     cosine = F.normalize(embedded[..., 1:, :].float(), dim=-1) @ text.T  # [L, B, hw, T]
     logits = (config.logit_scale * cosine).transpose(2, 3).unflatten(-1, grid)
@@ -138,7 +151,14 @@ def _fused_values(attn: Any, normed: Tensor, vision: Vision, config: FusionConfi
     return spread, mean_affinity(vision.attention, rounds[-1])
 
 
-def _last_block_values(attn: Any, normed: Tensor, vision: Vision, config: FusionConfig) -> tuple[Tensor, Tensor]:
+def _proxy_values(attn: Any, normed: Tensor, proxy: Tensor) -> tuple[Tensor, Tensor]:
+    """Spread every layer's values by one map [B, hw, hw] for all heads; the CLS token takes no part and gets 0."""
+    weights = F.pad(proxy, (1, 0, 1, 0))  # [B, N, N]
+    value = project_value(attn, normed)  # [L, B, H, N, D]
+    return weights[:, None].to(value.dtype) @ value, weights
+
+
+def _last_block_values(attn: Any, normed: Tensor, config: FusionConfig) -> tuple[Tensor, Tensor]:
     """Spread every layer's values by the attention map of that layer's projections."""
     spread = []
     for features in normed:
@@ -148,12 +168,15 @@ def _last_block_values(attn: Any, normed: Tensor, vision: Vision, config: Fusion
     return torch.stack(spread), weights.float().mean(dim=1)
 
 
-def encode_logits(visual: Any, pixels: Tensor, text: Tensor, config: FusionConfig) -> LayerLogits:
+def encode_logits(
+    visual: Any, pixels: Tensor, text: Tensor, config: FusionConfig, proxy: Proxy | None = None
+) -> LayerLogits:
     """One whole pass: normalised pixels [B, 3, h, w] -> logits [L, B, T, h/p, w/p] and attention."""
     patch = visual.patch_size[0]
     grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
     vision = encode(visual, pixels.to(visual.proj.dtype), config.position_dtype)
-    return layer_logits(visual, vision, text, config, grid)
+    maps = None if proxy is None else proxy(pixels, grid)
+    return layer_logits(visual, vision, text, config, grid, maps)
 
 
 def class_scores(logits: Tensor, classes: int, words: Sequence[int] = ()) -> Tensor:
@@ -176,9 +199,10 @@ def coarse_scores(
     config: FusionConfig,
     sliding: SlidingConfig | None,
     words: Sequence[int] = (),
+    proxy: Proxy | None = None,
 ) -> Tensor:
     """Coarse scores [B, K, h/p, w/p] of normalised pixels [B, 3, h, w], in float32."""
-    scores, attention = layer_scores(visual, pixels, text, classes, config, sliding, words)
+    scores, attention = layer_scores(visual, pixels, text, classes, config, sliding, words, proxy)
     return combine_layers(scores, attention, config)
 
 
@@ -190,12 +214,16 @@ def layer_scores(
     config: FusionConfig,
     sliding: SlidingConfig | None,
     words: Sequence[int] = (),
+    proxy: Proxy | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Class scores of every layer [L, B, K, h/p, w/p], and the attention [B, hw, hw] of the whole image."""
-    whole = encode_logits(visual, pixels, text, config)
+    """Class scores of every layer [L, B, K, h/p, w/p], and the attention [B, hw, hw] of the whole image.
+
+    `proxy` computes the maps of attention type ``proxy``, of the image and of every window.
+    """
+    whole = encode_logits(visual, pixels, text, config, proxy)
     scores = class_scores(whole.logits, classes, words)  # [L, B, K, h, w]
     if sliding is not None:
-        windows = sliding_logits(visual, pixels, text, config, sliding)
+        windows = sliding_logits(visual, pixels, text, config, sliding, proxy)
         scores = 0.5 * class_scores(windows, classes, words) + 0.5 * scores
     return scores, whole.attention
 
@@ -226,7 +254,12 @@ def window_starts(length: int, crop: int, stride: int) -> list[int]:
 
 
 def sliding_logits(
-    visual: Any, pixels: Tensor, text: Tensor, config: FusionConfig, sliding: SlidingConfig
+    visual: Any,
+    pixels: Tensor,
+    text: Tensor,
+    config: FusionConfig,
+    sliding: SlidingConfig,
+    proxy: Proxy | None = None,
 ) -> Tensor:
     """Average the windows' logits, then spread them by the windows' accumulated attention: [L, B, T, h, w]."""
     patch = visual.patch_size[0]
@@ -239,7 +272,7 @@ def sliding_logits(
     for top in window_starts(pixels.shape[-2], sliding.crop, sliding.stride):
         for left in window_starts(pixels.shape[-1], sliding.crop, sliding.stride):
             window = pixels[..., top : top + sliding.crop, left : left + sliding.crop]
-            part = encode_logits(visual, window, text, config)
+            part = encode_logits(visual, window, text, config, proxy)
             rows = slice(top // patch, top // patch + part.logits.shape[-2])
             columns = slice(left // patch, left // patch + part.logits.shape[-1])
             if logits is None:

@@ -80,7 +80,7 @@ def label_gated(
         size,
         len(kept),
         refined.device,
-        lambda down: _decide(planes.band(down), config.background_threshold),
+        lambda down: _decide(planes.band(down), config.background_threshold, config.margin_threshold),
     )
     ids = torch.cat([kept.new_zeros(1), kept + 1])  # [P + 1]: label of each position
     return tally.summarise(ids, labels, presence)
@@ -95,7 +95,7 @@ def label_most_probable(
         scores,
         presence[:classes],
         size,
-        lambda band: _decide_by_share(band, config.probability_threshold, classes),
+        lambda band: _decide_by_share(band, config.probability_threshold, classes, config.margin_threshold),
     )
 
 
@@ -166,16 +166,24 @@ def _candidates(gated: Tensor) -> Tensor:
     return torch.arange(len(gated), device=gated.device)
 
 
-def _decide_by_share(scores: Tensor, threshold: float, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _lead(best: Tensor, second: Tensor, threshold: float) -> tuple[Tensor, float]:
+    """How far the best of two scores wins, s1 * sqrt(s1 - s2), and what is needed at a threshold: t^1.25."""
+    return best * (best - second).clamp(min=0).sqrt(), threshold**1.25
+
+
+def _decide_by_share(
+    scores: Tensor, threshold: float, classes: int, margin: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Winner (0, or 1 + plane below `classes`), confidence and margin of a band [P, rows, W]: each [rows, W]."""
     share = scores / scores.sum(dim=0).clamp(min=1e-12)
     best, plane = share.max(dim=0)
     second = share.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
-    sure = best >= threshold
+    strength, needed = _lead(best, second, margin)
+    sure = (best >= threshold) & (strength >= needed)
     return (
         torch.where(sure & (plane < classes), plane + 1, 0),
         torch.where(sure, best, 1 - best).clamp(0, 1),
-        torch.where(sure, best - second, threshold - best).clamp(0, 1),
+        torch.where(sure, best - second, torch.maximum(threshold - best, needed - strength)).clamp(0, 1),
     )
 
 
@@ -185,7 +193,7 @@ def _decide_alone(scores: Tensor, config: SigmoidConfig) -> _Decision:
     second = scores.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
     strength, needed = best, config.threshold
     if config.margin_rule:
-        strength, needed = best * (best - second).clamp(min=0).sqrt(), config.threshold**1.25
+        strength, needed = _lead(best, second, config.threshold)
     wins = strength >= needed
     return (
         torch.where(wins, plane + 1, 0),
@@ -234,7 +242,7 @@ def _scale(
     return _Planes(refined, across, slope[:, None, None], offset[:, None, None])
 
 
-def _decide(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+def _decide(scores: Tensor, threshold: float, margin: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     """Winner (0 or 1 + plane), confidence and margin of a band [P, rows, W]: each [rows, W]."""
     if len(scores) == 0:
         empty = scores.new_zeros(scores.shape[1:])
@@ -242,14 +250,15 @@ def _decide(scores: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     best, plane = scores.max(dim=0)
     second = scores.scatter(0, plane[None], -torch.inf).amax(dim=0).clamp(min=0)
     rival = torch.zeros_like(best) + threshold if threshold > 0 else (1 - best) ** 2
-    wins = best >= rival if threshold > 0 else best > rival
+    strength, needed = _lead(best, second, margin)
+    wins = (best >= rival if threshold > 0 else best > rival) & (strength >= needed)
     background = (1 - best).clamp(0, 1) if threshold > 0 else rival.clamp(0, 1)
     lead = best - second if threshold > 0 else best - torch.maximum(second, rival)
     winner = torch.where(wins, plane.int() + 1, 0)
     return (
         winner,
         torch.where(wins, best.clamp(0, 1), background),
-        torch.where(wins, lead, rival - best).clamp(0, 1),
+        torch.where(wins, lead, torch.maximum(rival - best, needed - strength)).clamp(0, 1),
     )
 
 

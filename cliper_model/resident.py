@@ -8,6 +8,7 @@ from cliper.model.backbone import load_backbone
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, PromptConfig
 from cliper.model.diffusion import DiffusionAttention
+from cliper.model.dino import Dino
 from cliper.model.errors import ConfigError
 from cliper.model.prompts import TextVectors, embed_classes
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
@@ -16,7 +17,7 @@ _LISTS_KEPT = 8  # class lists whose vectors are remembered
 
 
 class Resident:
-    """CLIP with its text tower and the diffusion model, in memory.
+    """CLIP with its text tower, DINO and the diffusion model, in memory.
 
     `segmenter` returns the equivalent of `CLIPer.load` without loading weights: new classes are embedded, new
     thresholds are free.
@@ -29,6 +30,7 @@ class Resident:
         self.config = config
         self.model, self.tokenizer = load_backbone(config.backbone, where, dtype)
         self.diffusion = None if config.fgc is None else DiffusionAttention(config.fgc, where, dtype)
+        self.dino = None if config.dino is None else Dino.load(config.dino, where, dtype)
         self._text = lru_cache(maxsize=_LISTS_KEPT)(self._embed)
 
     def segmenter(self, config: CLIPerConfig, classes: ClassList) -> CLIPer:
@@ -41,9 +43,12 @@ class Resident:
             raise ConfigError("another backbone or dtype than the loaded one needs a new Resident")
         if config.fgc is not None and config.fgc != loaded.fgc:
             raise ConfigError("FGC with settings other than the loaded ones needs a new Resident")
+        if config.dino is not None and config.dino != loaded.dino:
+            raise ConfigError("DINO with settings other than the loaded ones needs a new Resident")
         text = self._text(classes, config.prompts, config.labels.protocol == "mmseg")
         diffusion = None if config.fgc is None else self.diffusion
-        return CLIPer(config, self.model.visual, text.vectors, text.classes, diffusion, text.words)
+        dino = None if config.dino is None else self.dino
+        return CLIPer(config, self.model.visual, text.vectors, text.classes, diffusion, text.words, dino)
 
     def _embed(self, classes: ClassList, prompts: PromptConfig, background_is_class: bool) -> TextVectors:
         return embed_classes(self.model, self.tokenizer, classes, prompts, background_is_class)

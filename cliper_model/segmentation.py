@@ -32,6 +32,7 @@ class Segmentation:
     confidence: float  # mean over the image
     confidence_p10: float
     margin: float
+    proposed: np.ndarray | None = None  # int32: the labels that were considered; None if all were
 
     @classmethod
     def of(

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from cliper.model.backbone import load_backbone, patch_size
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
-from cliper.model.diffusion import DiffusionAttention
+from cliper.model.diffusion import DiffusionAttention, QueryKey
+from cliper.model.dino import Dino, spread
 from cliper.model.errors import ConfigError
-from cliper.model.fusion import combine_layers, layer_scores
+from cliper.model.fusion import Proxy, combine_layers, layer_scores
 from cliper.model.labels import Segmentation, presence_scores, segment_scores
 from cliper.model.prompts import embed_classes
 from cliper.model.refine import refine
@@ -32,7 +34,8 @@ class Scores:
     """The scores of a batch of B images, from which labels are computed."""
 
     coarse: Tensor  # float32 [B, K, h/p, w/p]
-    refined: Tensor  # float32 [B, K, S, S] with FGC; without, the coarse scores
+    # float32 [B, K, S, S] with FGC; without, [K, fh, fw] of each image with DINO; without both, the coarse scores
+    refined: Tensor | tuple[Tensor, ...]
     presence: Tensor  # float32 [B, K]
 
 
@@ -47,15 +50,16 @@ class CLIPer:
         classes: int,
         diffusion: DiffusionAttention | None,
         words: Sequence[int] = (),
+        dino: Dino | None = None,
     ) -> None:
         """Assemble from parts: `text` [T, C] unit vectors, the first `classes` of them foreground.
 
-        With `words`, class c has the next `words[c]` vectors; see `class_scores`.
+        With `words`, class c has the next `words[c]` vectors; see `class_scores`. `dino` if `config` has it.
         """
         self.config, self.visual, self.text, self.classes = config, visual, text, classes
         self.words = tuple(words)
         self.background_plane = config.labels.protocol == "mmseg" and bool(config.prompts.background_words)
-        self.diffusion = diffusion
+        self.diffusion, self.dino = diffusion, dino
         self.device = text.device
         _check_geometry(config, patch_size(visual), len(visual.transformer.resblocks))
 
@@ -70,7 +74,8 @@ class CLIPer:
         model, tokenizer = load_backbone(config.backbone, where, dtype)
         text = embed_classes(model, tokenizer, classes, config.prompts, config.labels.protocol == "mmseg")
         diffusion = None if config.fgc is None else DiffusionAttention(config.fgc, where, dtype)
-        return cls(config, model.visual, text.vectors, text.classes, diffusion, text.words)
+        dino = None if config.dino is None else Dino.load(config.dino, where, dtype)
+        return cls(config, model.visual, text.vectors, text.classes, diffusion, text.words, dino)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
         """Label uint8 RGB images [H, W, 3] of any sizes; results in the same order.
@@ -165,17 +170,34 @@ class CLIPer:
         config = self.config
         pixels = torch.stack([self.preprocess(image) for image in images]).to(self.device)  # [B, 3, h, w]
         layers, whole = layer_scores(
-            self.visual, pixels, self.text, self.classes, config.fusion, config.sliding, self.words
+            self.visual, pixels, self.text, self.classes, config.fusion, config.sliding, self.words, self._proxy()
         )
+        refines = self.dino is not None and self.dino.config.refine
+        features = [self.dino.of_image(image) for image in images] if self.dino and refines else None
         attention = None if self.diffusion is None else self.diffusion(images, image_ids)
         for threshold in thresholds:
             fusion = config.fusion.model_copy(update={"attention_threshold": threshold})
-            refined = coarse = combine_layers(layers, whole, fusion)  # [B, K, h/p, w/p]
+            coarse = combine_layers(layers, whole, fusion)  # [B, K, h/p, w/p]
+            refined: Tensor | tuple[Tensor, ...] = coarse
+            if features is not None and config.dino is not None:
+                refined = tuple(spread(f, s, config.dino) for f, s in zip(features, coarse, strict=True))
             if attention is not None and config.fgc is not None:
                 fgc, own = config.fgc, config.fgc.attention_threshold
                 sharp = threshold if own is None else own
-                refined = refine(coarse, attention, sharp, fgc.refinement, fgc.selection)  # [B, K, S, S]
-            yield Scores(coarse, refined, presence_scores(coarse, refined))
+                input_scores = _same_grid(refined, attention)
+                refined = refine(input_scores, attention, sharp, fgc.refinement, fgc.selection)  # [B, K, S, S]
+            yield Scores(coarse, refined, _presence(coarse, refined))
+
+    def _proxy(self) -> Proxy | None:
+        """The maps that replace CLIP's attention, if the configuration says so."""
+        if self.config.fusion.attention != "proxy" or self.dino is None:
+            return None
+        dino = self.dino
+        mean, std = (
+            torch.tensor(self.visual.preprocess_cfg[key], device=self.device).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
+        return lambda pixels, grid: dino.proxy(pixels, grid, mean, std)
 
     def label(
         self, scores: Scores, row: int, size: tuple[int, int], settings: LabelConfig | None = None
@@ -216,6 +238,23 @@ class CLIPer:
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(self.visual.preprocess_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
         return (pixels - mean) / std
+
+
+def _same_grid(scores: Tensor | tuple[Tensor, ...], attention: Sequence[QueryKey]) -> Tensor:
+    """Scores of images on grids of their own, on the grid of FGC: [B, K, S, S]. A batch [B, K, h, w] stays."""
+    if isinstance(scores, Tensor):
+        return scores
+    side = round(attention[0].query.shape[-2] ** 0.5)
+    resized = [F.interpolate(s[None], size=(side, side), mode="bilinear", align_corners=False) for s in scores]
+    return torch.cat(resized)
+
+
+def _presence(coarse: Tensor, refined: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """`presence_scores` of a batch, also of images on grids of their own: [B, K]."""
+    if isinstance(refined, Tensor):
+        return presence_scores(coarse, refined)
+    pairs = zip(coarse, refined, strict=True)
+    return torch.cat([presence_scores(one[None], other[None]) for one, other in pairs])
 
 
 def pick_device(device: str | torch.device) -> torch.device:

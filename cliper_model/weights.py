@@ -5,18 +5,26 @@ resolved; local folders and files are used in place. The driver resolves weights
 so that a missing file is reported in one message.
 """
 
-import hashlib
-import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from cliper.model.choose import Network, choose_clip_file, choose_clip_folder, choose_diffusion, choose_network
+from cliper.model.choose import (
+    Network,
+    choose_clip_file,
+    choose_clip_folder,
+    choose_diffusion,
+    choose_network,
+    choose_tiny_vae,
+)
 from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
+from cliper.model.files import read_json, sha256_of
 from cliper.model.hub import Choose, fetch, names_in
+from cliper.model.pretrained import resolve_pretrained
+
+__all__ = ["Backbone", "Diffusion", "pin", "resolve_backbone", "resolve_diffusion", "sha256_of"]
 
 EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
 
@@ -34,10 +42,15 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Diffusion:
-    """A resolved Stable Diffusion: a diffusers folder, and the hub's commit if it comes from the hub."""
+    """A resolved Stable Diffusion: a diffusers folder, and the hub's commit if it comes from the hub.
+
+    `vae`: the folder of the AutoencoderTiny that replaces its VAE, and that one's commit.
+    """
 
     folder: Path
     commit: str | None = None
+    vae: Path | None = None
+    vae_commit: str | None = None
 
     def network(self, part: str) -> Network:
         """The files of a network ("unet", "vae", "text_encoder"). Raises WeightsError."""
@@ -49,7 +62,10 @@ class Diffusion:
     @property
     def files(self) -> tuple[Path, ...]:
         """Exactly the files that affect FGC's output."""
-        return tuple(self.folder / name for name in sorted(choose_diffusion(names_in(self.folder))))
+        own = [self.folder / name for name in sorted(choose_diffusion(names_in(self.folder)))]
+        if self.vae is not None:
+            own += [self.vae / name for name in choose_tiny_vae(names_in(self.vae))]
+        return tuple(own)
 
 
 def resolve_backbone(config: BackboneConfig) -> Backbone:
@@ -83,17 +99,6 @@ def _clip_folder(folder: Path, commit: str | None = None) -> Backbone:
     loaded = [config, checkpoint, *(tokenizer if "hf_tokenizer_name" in text else [])]
     files = tuple(folder / name for name in sorted(loaded))
     return Backbone(f"local-dir:{folder}", folder / checkpoint, False, files, commit)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object. Raises WeightsError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds {type(content).__name__}, not an object of settings")
-    return content
 
 
 def _named(place: str, choose: Choose) -> Choose:
@@ -176,6 +181,18 @@ def resolve_diffusion(config: FGCConfig) -> Diffusion:
 
     Raises WeightsError for an incomplete folder or a download that failed.
     """
+    found = _resolve_diffusers(config)
+    if config.vae is None:
+        return found
+    choose = _named(f"fgc.vae '{config.vae}'", choose_tiny_vae)
+    if Path(config.vae).is_dir():
+        choose(names_in(Path(config.vae)))
+        return replace(found, vae=Path(config.vae))
+    folder = fetch(config.vae, config.vae_revision, choose)
+    return replace(found, vae=folder, vae_commit=folder.name)
+
+
+def _resolve_diffusers(config: FGCConfig) -> Diffusion:
     choose = _named(config.model, choose_diffusion)
     if config.model.startswith("embedded:"):
         return Diffusion(_embedded(config.model.removeprefix("embedded:"), "sd"))
@@ -193,18 +210,13 @@ def pin(config: CLIPerConfig) -> CLIPerConfig:
 
     Files that are not in the cache are downloaded. Raises WeightsError.
     """
-    backbone, fgc = config.backbone, config.fgc
+    backbone, fgc, dino = config.backbone, config.fgc, config.dino
     if (commit := resolve_backbone(backbone).commit) is not None:
         backbone = backbone.model_copy(update={"revision": commit})
-    if fgc is not None and (commit := resolve_diffusion(fgc).commit) is not None:
-        fgc = fgc.model_copy(update={"revision": commit})
-    return config.model_copy(update={"backbone": backbone, "fgc": fgc})
-
-
-def sha256_of(files: tuple[Path, ...] | list[Path]) -> str:
-    """Return one hash over names and contents of `files` (hex, 64 characters)."""
-    total = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as handle:
-            total.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
-    return total.hexdigest()
+    if fgc is not None:
+        found = resolve_diffusion(fgc)
+        commits = {"revision": found.commit, "vae_revision": found.vae_commit}
+        fgc = fgc.model_copy(update={name: commit for name, commit in commits.items() if commit is not None})
+    if dino is not None and (commit := resolve_pretrained(dino.model, dino.revision, "dino.model").commit):
+        dino = dino.model_copy(update={"revision": commit})
+    return config.model_copy(update={"backbone": backbone, "fgc": fgc, "dino": dino})

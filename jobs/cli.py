@@ -22,6 +22,7 @@ COMMANDS = {
     "plan": "Label a sample of INPUT here and estimate time, output and cost of the whole.",
     "prepare": "Convert a downloaded benchmark to the form that `cliper evaluate` reads.",
     "evaluate": "Measure masks against a benchmark's ground truth: mIoU and other metrics.",
+    "agree": "Compare the masks of runs over the same images, without ground truth.",
     "verify": "Check that every image of RUN is in exactly one row, as it was written.",
     "status": "Show the progress of RUN: images done, rate, failures and time left.",
     "retry": "Label the failed images of RUN again and replace their rows.",

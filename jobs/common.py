@@ -12,9 +12,9 @@ from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
 from cliper.model.errors import ConfigError
 from cliper.model.presets import preset as apply_preset
-from cliper.pipeline.config import JobConfig, changed, validate
+from cliper.pipeline.config import JobConfig, backbone_of, changed, embedded_note, validate
 from cliper.pipeline.label.job import Job
-from cliper.pipeline.label.stages import Task
+from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
 from cliper.pipeline.run.failed import forget_counts
 from cliper.pipeline.run.reader import torn_shards
@@ -51,7 +51,9 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     already = f", {done} of them done" if done else ""
     say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
     progress = RunProgress(job.manifest.images, done)
-    tasks = [Task(shard) for shard in shards] + [Task(shard, changed=True) for shard in again]
+    tasks: Sequence[Task] = Tasks(shards)
+    if again:
+        tasks = [*tasks, *(Task(shard, changed=True) for shard in again)]
     if tasks:
         run_tasks(job, tasks, session, progress, counted=partial(_settled, job, again), limit=limit)
     print_summary(job, progress)
@@ -94,8 +96,12 @@ def run_tasks(
     """
     from cliper.pipeline.flow import label_corpus
 
-    pool, board = session.pool(job.config.resources), f"{job.run.fingerprint}/{uuid4().hex}"
-    with progress.watching(board):
+    session.connect()
+    board = f"{job.run.fingerprint}/{uuid4().hex}"
+    with progress.watching(board, job.run):
+        progress.enter("reserving actors")
+        pool = session.pool(job.config.resources)
+        progress.enter("loading the model")
         for summary in label_corpus(job, tasks, pool, then, board):
             progress.add(counted(summary))
             if limit is not None:
@@ -112,6 +118,9 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
     print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
     print(f"identity  {job.run.fingerprint}")
+    note = embedded_note(backbone_of(job.config))
+    if note:
+        print(f"note      {note}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ class Resources:
 
 def with_overrides(config: JobConfig, resources: Resources, batch_size: int | None = None) -> JobConfig:
     """The config with the command-line values applied. Raises ConfigError."""
-    content = config.model_dump()
+    content = config.model_dump() | {"shard": config.shard}  # which remembers what the user has set
     given = {key: value for key, value in asdict(resources).items() if value is not None}
     if resources.actors is not None:
         given["actors"] = parse_actors(resources.actors)

@@ -16,9 +16,18 @@ from cliper.jobs.common import (
     WaitForResources,
     parse_duration,
 )
-from cliper.jobs.evaluations import Options, evaluate_all, evaluate_live, evaluate_stored, run_sweep
+from cliper.jobs.evaluations import (
+    Options,
+    evaluate_all,
+    evaluate_live,
+    evaluate_stored,
+    find_protocol,
+    run_sweep,
+)
+from cliper.jobs.leaderboard import evaluate_segmenters
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import parse_yaml
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
@@ -41,7 +50,10 @@ class Mode:
 # By the option that asks for it; without any of them, a benchmark is labeled and scored.
 MODES = {
     "--compare": Mode(()),
-    "--all": Mode(("--data", "--output"), ("--only", "--count-failed", "--shard-images", "--batch-size")),
+    "--all": Mode(
+        ("--data", "--output"),
+        ("--only", "--segmenter", "--protocol", "--count-failed", "--shard-images", "--batch-size"),
+    ),
     "--run": Mode(("--data",), ("BENCHMARK", "--variant", "--protocol", "--count-failed")),
     "--sweep": Mode(("BENCHMARK", "--data", "--output"), ("--variant", "--shard-images", "--batch-size")),
     "": Mode(
@@ -63,13 +75,19 @@ def evaluate(
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
-    protocol: Annotated[str | None, Opt(help="With --run: cliper or mmseg; default: the run's own")] = None,
+    protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg")] = None,
     sweep: Annotated[
         list[str] | None,
         Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
     everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
-    only: Annotated[list[str] | None, Opt(help="With --all: configs to run; repeat", metavar="CONFIG")] = None,
+    only: Annotated[
+        list[str] | None, Opt(help="With --all: configs (with --segmenter: benchmarks) to run", metavar="CONFIG")
+    ] = None,
+    segmenter: Annotated[
+        str | None,
+        Opt(help="With --all: labeling configs to rank on all benchmarks, e.g. sam3,tipsv2", metavar="A,B,..."),
+    ] = None,
     compare_runs: Annotated[
         tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
@@ -82,6 +100,7 @@ def evaluate(
     wait_for_resources: WaitForResources = "0",
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
     verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
@@ -92,13 +111,15 @@ def evaluate(
     asked = {
         "BENCHMARK": benchmark, "--data": data, "--output": output, "--run": run, "--variant": variant,
         "--protocol": protocol, "--sweep": sweep, "--all": everything, "--only": only, "--compare": compare_runs,
-        "--count-failed": count_failed, "--batch-size": batch_size, "--shard-images": shard_images,
+        "--segmenter": segmenter, "--count-failed": count_failed, "--batch-size": batch_size,
+        "--shard-images": shard_images,
     }  # fmt: skip
     mode = find_mode(asked)
     storage = Storage(parse_options(storage_option or []))
     resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
     with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
-        _do(mode, asked, Options(storage, resources, session, batch_size, shard_images, count_failed))
+        options = Options(storage, resources, session, batch_size, shard_images, count_failed, workers)
+        _do(mode, asked, options)
 
 
 def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
@@ -109,6 +130,10 @@ def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
     if mode == "--compare":
         first, second = asked["--compare"]
         print(compare(*matching(first, second, options.storage), options.storage)[1])
+    elif mode == "--all" and asked["--segmenter"]:
+        names = [name.strip() for name in asked["--segmenter"].split(",") if name.strip()]
+        protocol = find_protocol(asked["--protocol"] or "mmseg")
+        print(evaluate_segmenters(data, output, names, asked["--only"] or [], protocol, options))
     elif mode == "--all":
         print(evaluate_all(data, output, asked["--only"] or [], options))
     elif mode == "--run":

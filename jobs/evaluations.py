@@ -4,11 +4,13 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cliper.jobs.common import Resources, run_tasks, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
+from cliper.jobs.workers import connected
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import JobConfig, load_classes
 from cliper.pipeline.errors import EvaluationError
@@ -23,10 +25,11 @@ from cliper.pipeline.evaluate.evaluation import (
 )
 from cliper.pipeline.evaluate.metrics import PROTOCOLS, Protocol
 from cliper.pipeline.evaluate.prepared import Prepared, open_prepared
+from cliper.pipeline.evaluate.proposals import proposals
 from cliper.pipeline.evaluate.results import Results, Setting, summarise
 from cliper.pipeline.label.job import Job, open_job
 from cliper.pipeline.label.segmenters import chosen
-from cliper.pipeline.label.stages import Task
+from cliper.pipeline.label.stages import Tasks
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.storage.backend import Storage, join
 
@@ -41,12 +44,22 @@ class Options:
     batch_size: int | None
     shard_images: int | None
     count_failed: bool
+    workers: str | None = None  # see jobs/workers.py
 
 
 def evaluate_live(
-    name: str, config: BenchmarkConfig, variant: str | None, data: str, output: str, options: Options
+    name: str,
+    config: BenchmarkConfig,
+    variant: str | None,
+    data: str,
+    output: str,
+    options: Options,
+    protocol: Protocol | None = None,
 ) -> tuple[Results, str]:
-    """Label the benchmark's images and count every shard as it is committed: results, and the page's URI."""
+    """Label the benchmark's images and count every shard as it is committed: results, and the page's URI.
+
+    `protocol`: how the mean is taken, if not as in the config.
+    """
     chosen = variant or next(iter(config.variants))
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
@@ -60,15 +73,15 @@ def evaluate_live(
                 pass
             _label_and_count(job, evaluation, pending, options.session)
         setting = Setting(
-            protocol=config.protocol,
+            protocol=protocol or config.protocol,
             decided_by=config.protocol,
             name=name,
             backbone=config.backbone,
             variant=chosen,
             model=job.model,
-            published_miou=_published(config, chosen),
+            published_miou=_published(config, chosen) if protocol in (None, config.protocol) else None,
         )
-        return _finish(evaluation, setting)
+        return _finish(evaluation, setting, options)
 
 
 def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], session: RaySession) -> None:
@@ -76,8 +89,7 @@ def _label_and_count(job: Job, evaluation: Evaluation, shards: list[int], sessio
         return
     total = job.manifest.images
     progress = RunProgress(total, total - job.manifest.images_in(shards))
-    tasks = [Task(shard) for shard in shards]
-    run_tasks(job, tasks, session, progress, evaluation.counter().stage, check_summary)
+    run_tasks(job, Tasks(shards), session, progress, evaluation.counter().stage, check_summary)
 
 
 def evaluate_stored(
@@ -98,14 +110,14 @@ def evaluate_stored(
         options.session.connect()
         for _ in count_stored(evaluation, shards):
             pass
-    return _finish(evaluation, _stored_setting(run, config, variant, protocol))
+    return _finish(evaluation, _stored_setting(run, config, variant, protocol), options)
 
 
 def _stored_setting(
     run: Run, config: BenchmarkConfig | None, variant: str | None, protocol: str | None
 ) -> Setting:
     decided, model = _decided_by(run)
-    protocol_of_mean = _protocol(protocol) if protocol else decided
+    protocol_of_mean = find_protocol(protocol) if protocol else decided
     if config is None:
         return Setting(protocol_of_mean, decided, model=model)
     # Published figures apply to one model only: the run must have been labeled with that variant's settings.
@@ -129,7 +141,8 @@ def _same_model(config: JobConfig, run: Run) -> bool:
     return (config.segmenter, model) == (run.identity.get("segmenter", "cliper"), run.identity["model"])
 
 
-def _protocol(name: str) -> Protocol:
+def find_protocol(name: str) -> Protocol:
+    """A protocol by name. Raises EvaluationError."""
     for known in PROTOCOLS:
         if name == known:
             return known
@@ -142,9 +155,9 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
     What is finished is not computed again; a benchmark whose data are not there is named and left out.
     """
     names = [name for name, _ in shipped_benchmarks()]
-    unknown = [name for name in only if name not in names]
+    unknown = [name for name in only if name not in names and not Path(name).is_file()]
     if unknown:
-        raise ConfigError(f"unknown benchmark config '{unknown[0]}'; shipped: {', '.join(names)}")
+        raise ConfigError(f"'{unknown[0]}' is neither a file nor a benchmark config; shipped: {', '.join(names)}")
     results, absent = [], set()
     for name in only or names:
         config = load_benchmark(name)
@@ -154,7 +167,7 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
             continue
         for variant in config.variants:
             print(f"{name}, {variant}", file=sys.stderr, flush=True)
-            run_uri = join(output, f"{name}-{variant}")
+            run_uri = join(output, f"{Path(name).stem}-{variant}")
             results.append(evaluate_live(name, config, variant, where, run_uri, options)[0])
     for where in sorted(absent):
         print(f"not prepared, left out: {where}", file=sys.stderr)
@@ -232,10 +245,12 @@ def _published(config: BenchmarkConfig, variant: str) -> float | None:
     return None if percent is None else percent / 100
 
 
-def _finish(evaluation: Evaluation, setting: Setting) -> tuple[Results, str]:
+def _finish(evaluation: Evaluation, setting: Setting, options: Options) -> tuple[Results, str]:
     """Verify, add up, and write the report."""
     from cliper.pipeline.evaluate.page import write_report
 
-    counts = evaluation.read()
+    counts = evaluation.read(connected(options.workers, options.session))
     results = summarise(counts, evaluation.identity, setting, evaluation.prepared.expected)
+    if (found := proposals(evaluation.counter(), counts)) is not None:
+        results["proposals"] = found
     return results, write_report(evaluation, counts, results)

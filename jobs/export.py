@@ -1,23 +1,29 @@
 """`cliper export`: the masks of a run in the formats that trainers and labeling tools read."""
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
-from cliper.pipeline.parallel import cpus
-from cliper.pipeline.run.folder import class_names, read_run
+from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.storage.backend import Storage
 
 if TYPE_CHECKING:
+    from cliper.pipeline.export.base import Exporter, Plan
     from cliper.pipeline.export.driver import Summary
+    from cliper.pipeline.export.options import Segmentation
     from cliper.pipeline.run.corrections import Version
 
 INTERRUPTED = 130
-FORMATS = "coco, coco-panoptic, voc, yolo-seg, webdataset, huggingface, label-studio, cvat, fiftyone"
-VAL_SHARE = 0.1
+FORMATS = (
+    "coco, coco-panoptic, coco-results, voc, yolo-seg, yolo-detect, webdataset, huggingface, label-studio, cvat, "
+    "fiftyone, labelme, datumaro, cityscapes, ade, sagemaker"
+)
 
 Opt = typer.Option
 
@@ -37,39 +43,132 @@ def export(
         str | None, Opt(help='SQL condition over the rows, e.g. "margin < 0.2"', metavar="SQL")
     ] = None,
     val_share: Annotated[
-        float | None, Opt(min=0, max=1, help=f"voc, yolo-seg: share of the val split; default {VAL_SHARE}")
+        float | None,
+        Opt(min=0, max=1, help="Share of the val split; default: 0.1 for voc, yolo, cityscapes, ade"),
+    ] = None,
+    test_share: Annotated[float, Opt(min=0, max=1, help="Share of the test split")] = 0.0,
+    split_by: Annotated[
+        str,
+        Opt(help="Keep groups in one split: image, folder, or a regular expression over ids", metavar="GROUP"),
+    ] = "image",
+    split_list: Annotated[
+        Path | None, Opt(help="Lines 'image_id,split' of images with a given split", metavar="FILE")
+    ] = None,
+    segmentation: Annotated[str, Opt(help="coco: rle, rle-uncompressed or polygon")] = "rle",
+    instances: Annotated[bool, Opt("--instances", help="An annotation per connected region of a class")] = False,
+    things: Annotated[
+        Path | None, Opt(help="Instances of these classes only, one per line; others are stuff", metavar="FILE")
+    ] = None,
+    min_region: Annotated[int, Opt(min=0, help="Smaller regions become background", metavar="PIXELS")] = 0,
+    fill_holes: Annotated[int, Opt(min=0, help="Smaller holes take the class around them", metavar="PIXELS")] = 0,
+    simplify: Annotated[
+        float, Opt(min=0, help="coco polygons, yolo-seg, labelme: tolerance; prints the IoU", metavar="PIXELS")
+    ] = 0.0,
+    ignore_below: Annotated[
+        float | None, Opt(min=0, max=1, help="Classes of lower confidence in an image become the ignore value")
+    ] = None,
+    rename: Annotated[
+        list[str] | None, Opt(help="Rename a class; repeat; the same new name merges", metavar="OLD=NEW")
+    ] = None,
+    drop: Annotated[list[str] | None, Opt(help="Turn a class into background; repeat", metavar="NAME")] = None,
+    background: Annotated[
+        str | None, Opt(help="Export background pixels as a class of this name", metavar="NAME")
     ] = None,
     corrections: Annotated[str, Opt(help="Corrected masks: latest, none, or a version number")] = "latest",
-    workers: Annotated[
-        int | None, Opt(min=1, help="Processes, one shard each at a time; default: one per CPU")
-    ] = None,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write the masks of RUN to OUTPUT in another tool's format.
 
     Run the same command again to continue an interrupted export: finished shards are not read again.
     """
-    from cliper.pipeline.export.base import Plan
     from cliper.pipeline.export.driver import export as write_export
-    from cliper.pipeline.export.driver import find_exporter
+    from cliper.pipeline.export.driver import find_exporter, make_plan
+    from cliper.pipeline.export.options import Options
     from cliper.pipeline.run.rows import RowFilter
 
     exporter = find_exporter(to)
-    if val_share is not None and not exporter.splits:
-        raise ConfigError(f"--val-share is for formats with a split (voc, yolo-seg); {to} has none")
+    options = Options(
+        val_share,
+        test_share,
+        split_by,
+        read_splits(split_list),
+        parse_segmentation(segmentation),
+        instances or things is not None,
+        read_names(things),
+        min_region,
+        fill_holes,
+        simplify,
+        ignore_below,
+        dict(parse_rename(text) for text in rename or ()),
+        tuple(drop or ()),
+        background,
+    )
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     keep = RowFilter(tuple(status or ["ok"]), tuple(class_ or ()), min_confidence, min_area, where)
-    share = (VAL_SHARE if val_share is None else val_share) if exporter.splits else 0.0
-    plan = Plan(to, opened.uri, opened.fingerprint, class_names(opened.identity), keep, images, share)
+    plan = make_plan(opened, to, keep, images, options)
     version = parse_version(corrections)
     try:
-        done = write_export(opened, plan, output, workers or cpus(), version, _report)
+        with started(workers) as writers:
+            done = write_export(opened, plan, output, writers, version, _report)
     except KeyboardInterrupt:
         print(f"stopped; the same command continues {output}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     print(describe(done, plan.format))
-    if exporter.needs_images and not images:
-        print("note      the images were not copied; trainers of this format need them: --images")
+    for note in notes(done, plan, exporter):
+        print(f"note      {note}")
+
+
+def notes(done: "Summary", plan: "Plan", exporter: "Exporter") -> Iterator[str]:
+    """Problems that a trainer would run into."""
+    yield from exporter.notes(plan)
+    if exporter.needs_images and not plan.images:
+        yield "the images were not copied; trainers of this format need them: --images"
+    shares = {"val": plan.options.val_share or 0.0, "test": plan.options.test_share}
+    for split, share in shares.items():
+        if share and not done.splits.get(split):
+            yield f"the {split} split is empty: trainers refuse it; raise --{split}-share, or use --split-list"
+
+
+def read_splits(path: Path | None) -> dict[str, str]:
+    """Image id to split, from lines "image_id,split". Raises ConfigError."""
+    if path is None:
+        return {}
+    pairs = [line.rpartition(",") for line in _lines(path)]
+    wrong = [name + split for name, comma, split in pairs if not comma]
+    if wrong:
+        raise ConfigError(f"{path}: '{wrong[0]:.80}' is not a line 'image_id,split'")
+    return {image_id.strip(): split.strip() for image_id, _, split in pairs}
+
+
+def read_names(path: Path | None) -> tuple[str, ...]:
+    """Class names, one per line; none without a file. Raises ConfigError."""
+    return () if path is None else tuple(_lines(path))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def parse_rename(text: str) -> tuple[str, str]:
+    """("old", "new") of "old=new". Raises ConfigError."""
+    old, separator, new = (part.strip() for part in text.partition("="))
+    if not (separator and old and new):
+        raise ConfigError(f"--rename takes OLD=NEW, not '{text}'")
+    return old, new
+
+
+def parse_segmentation(text: str) -> "Segmentation":
+    """One of COCO's forms of masks. Raises ConfigError."""
+    from cliper.pipeline.export.options import SEGMENTATIONS
+
+    for known in SEGMENTATIONS:
+        if text == known:
+            return known
+    raise ConfigError(f"--segmentation is {', '.join(SEGMENTATIONS)}, not '{text}'")
 
 
 def parse_version(text: str) -> "Version":
@@ -86,10 +185,14 @@ def parse_version(text: str) -> "Version":
 def describe(done: "Summary", to: str) -> str:
     """The summary of an export: images, skipped images by reason, output."""
     left_out = ", ".join(f"{reason} {count}" for reason, count in sorted(done.left_out.items()))
+    splits = ", ".join(f"{split} {count}" for split, count in sorted(done.splits.items()))
+    more = f"splits    {splits}\n" if splits else ""
+    if done.iou is not None:
+        more += f"polygons  IoU with the masks {done.iou:.4f}\n"
     return (
         f"exported  {done.images} images of {done.shards} shards in {done.seconds:.1f} s\n"
         f"left out  {sum(done.left_out.values())}{f' ({left_out})' if left_out else ''}\n"
-        f"{to:<9} {done.uri}"
+        f"{more}{to:<9} {done.uri}"
     )
 
 

@@ -60,6 +60,6 @@ class InputOptions:
 
 def with_input(config: JobConfig, options: InputOptions) -> JobConfig:
     """The config with the options applied. Raises ConfigError for a value that is not allowed."""
-    content: dict[str, Any] = config.model_dump()
+    content: dict[str, Any] = config.model_dump() | {"shard": config.shard}
     content["input"] |= {key: value for key, value in asdict(options).items() if value}
     return validate(JobConfig, content, "command line")

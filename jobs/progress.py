@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cliper.model.errors import ConfigError
 from cliper.pipeline.errors import TooManyFailuresError
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.heartbeat import EVERY, Heartbeat, end_heartbeat, write_heartbeat
 
 if TYPE_CHECKING:
     from cliper.pipeline.label.watch import Seen
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 LINE_SECONDS = 5.0
 POLL_SECONDS = 1.0  # between two reads of the actors' notes
 RATE_SECONDS = 60.0
+HISTORY = round(RATE_SECONDS / POLL_SECONDS) + 1
 JUDGED_AFTER = 100  # images: a share of fewer is not meaningful
 
 
@@ -33,27 +36,39 @@ class RunProgress:
         self.failures: Counter[str] = Counter()
         self.started = time.monotonic()
         self.actors = 0  # with their model loaded
-        self._committed: set[int] = set()
+        self.phase = "starting Ray"
+        self._committed: set[int] = set()  # shards of `add` that may still be on the board
         self._at_work: dict[int, tuple[int, int]] = {}  # shard: images segmented, of which failed
-        self._history = deque([(self.started, 0)])  # (time, images) of the last minute
-        self._last_line, self._first_image = 0.0, False
+        self._history = deque([(self.started, 0)], HISTORY)  # (time, images), the newest last
+        self._last_line, self._first_image = self.started, False
         self._bar: Progress | None = None
 
     @contextmanager
-    def watching(self, board: str) -> Iterator[None]:
-        """Show a bar, or lines, until the block ends, from the actors' notes on `board`."""
+    def watching(self, board: str, run: Run) -> Iterator[None]:
+        """Show progress from the actors' notes on `board` until the block ends, also in the run folder."""
         stop = Event()
         self._bar = _bar() if sys.stderr.isatty() else None
         with self._bar or nullcontext():
             if self._bar is not None:
-                self._task = self._bar.add_task("starting", total=self.total, completed=self.before, note="")
-            watcher = Thread(target=self._watch, args=(board, stop), daemon=True)
-            watcher.start()
+                self._task = self._bar.add_task(self.phase, total=self.total, completed=self.before, note="")
+            threads = [
+                Thread(target=self._watch, args=(board, stop), daemon=True),
+                Thread(target=self._beat, args=(run, stop), daemon=True),
+            ]
+            for thread in threads:
+                thread.start()
             try:
                 yield
             finally:
                 stop.set()
-                watcher.join(timeout=5)
+                for thread in threads:
+                    thread.join(timeout=5)
+                end_heartbeat(run)
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase of the command, e.g. "loading the model"."""
+        self.phase = phase
+        self._show()
 
     def add(self, summary: Mapping[str, Any]) -> None:
         """Count one committed shard; `summary` is that of write_shard."""
@@ -69,7 +84,9 @@ class RunProgress:
             device, seconds = seen.devices[-1], seen.model_seconds[-1]
             ready = f"{self.actors} actor{'s' * (self.actors != 1)} ready"
             self._line(f"{ready}: model loaded in {seconds:.1f} s on {device}")
-        self._at_work = {shard: count for shard, count in seen.shards.items() if shard not in self._committed}
+        committed = set(self._committed)  # a copy: `add` runs in another thread
+        self._at_work = {shard: count for shard, count in seen.shards.items() if shard not in committed}
+        self._committed -= committed - seen.shards.keys()
         if not self._first_image and self.labeled:
             self._first_image = True
             self._line(f"first images labeled after {self.seconds:.1f} s")
@@ -78,7 +95,8 @@ class RunProgress:
     @property
     def labeled(self) -> int:
         """Images that this command has segmented so far."""
-        waiting = sum(done for shard, (done, _) in self._at_work.items() if shard not in self._committed)
+        at_work = list(self._at_work.items())  # a copy: several threads read and write it
+        waiting = sum(done for shard, (done, _) in at_work if shard not in self._committed)
         return min(self.images + waiting, self.total - self.before)
 
     @property
@@ -90,9 +108,9 @@ class RunProgress:
     def rate(self) -> float:
         """Images per second over the last minute."""
         now = time.monotonic()
-        while len(self._history) > 1 and now - self._history[0][0] > RATE_SECONDS:
-            self._history.popleft()
-        since, images = self._history[0]
+        since, images = next(
+            (then for then in [*self._history] if now - then[0] <= RATE_SECONDS), self._history[-1]
+        )
         return (self.labeled - images) / max(now - since, 1e-9)
 
     def _watch(self, board: str, stop: Event) -> None:
@@ -102,16 +120,29 @@ class RunProgress:
             self.see(read_board(board))
         clear_board(board)
 
+    def _beat(self, run: Run, stop: Event) -> None:
+        while True:
+            write_heartbeat(run, self.heartbeat())
+            if stop.wait(EVERY):
+                return
+
+    def heartbeat(self) -> Heartbeat:
+        """The progress at this moment, for `cliper status`."""
+        phase = "labeling" if self.labeled else self.phase
+        done = self.before + self.labeled
+        return Heartbeat(phase, done, self.total, self.rate, self.failed, self.seconds, self.actors)
+
     def _show(self) -> None:
         now = time.monotonic()
         if now - self._history[-1][0] >= POLL_SECONDS:
             self._history.append((now, self.labeled))
+        done = self.before + self.labeled
         if self._bar is not None:
-            phase = "labeling" if self.labeled else "loading the model"
-            done = self.before + self.labeled
+            phase = "labeling" if self.labeled else self.phase
             self._bar.update(self._task, description=phase, completed=done, note=self._note())
-        elif self.labeled and now - self._last_line >= LINE_SECONDS:
-            self._line(f"{self.before + self.labeled}/{self.total} images, {self._note()}")
+        elif now - self._last_line >= LINE_SECONDS:
+            begun = f"{done}/{self.total} images, {self._note()}"
+            self._line(begun if self.labeled else f"{self.phase}, {_clock(self.seconds)} elapsed")
 
     def _line(self, text: str) -> None:
         self._last_line = time.monotonic()
@@ -120,12 +151,16 @@ class RunProgress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _note(self) -> str:
-        failed = sum(self.failures.values()) + sum(
-            bad for shard, (_, bad) in self._at_work.items() if shard not in self._committed
+    @property
+    def failed(self) -> int:
+        """Images without a mask so far."""
+        return sum(self.failures.values()) + sum(
+            bad for shard, (_, bad) in list(self._at_work.items()) if shard not in self._committed
         )
+
+    def _note(self) -> str:
         left = (self.total - self.before - self.labeled) / max(self.rate, 1e-9)
-        return f"{self.rate:.1f} images/s, {failed} failed, {_clock(self.seconds)} elapsed" + (
+        return f"{self.rate:.1f} images/s, {self.failed} failed, {_clock(self.seconds)} elapsed" + (
             f", {_clock(left)} left" if self.labeled and self.rate else ""
         )
 

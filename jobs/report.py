@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 
 Opt = typer.Option
 
@@ -16,6 +17,7 @@ def report(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     output: Annotated[str | None, Opt(help="Default: RUN/report/index.html", metavar="FILE")] = None,
     sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _SAMPLE,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write a self-contained HTML page: totals, throughput, failures, classes, confidence and images with masks.
@@ -28,6 +30,8 @@ def report(
 
     start = time.monotonic()
     target = output or join(run, "report", "index.html")
-    done = write_run_report(read_run(run, Storage(parse_options(storage_option or []))), target, sample)
+    opened = read_run(run, Storage(parse_options(storage_option or [])))
+    with started(workers) as readers:
+        done = write_run_report(opened, target, sample, readers)
     print(f"report    {target}")
     print(f"read      {done.stats.rows} rows in {len(done.read)} shards, {time.monotonic() - start:.1f} s")

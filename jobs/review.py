@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.run.corrections import versions
 from cliper.pipeline.run.folder import Run, class_names, read_run
@@ -32,19 +33,24 @@ def pick(
     against: Annotated[
         str | None, Opt(help="Second run of the same corpus, e.g. without FGC: disagreement counts", metavar="RUN")
     ] = None,
+    agreement: Annotated[
+        str | None, Opt(help="Folder that 'cliper agree' wrote: disagreement counts", metavar="FOLDER")
+    ] = None,
     class_name: Annotated[
         list[str] | None, Opt("--class", help="Only images with this class; repeat for more", metavar="NAME")
     ] = None,
     where: Annotated[str | None, Opt(help="Only rows that meet this SQL condition", metavar="SQL")] = None,
     again: Annotated[bool, Opt("--again", help="Also pick images that were reviewed before")] = False,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Write the images that most need review as Label Studio tasks, the most urgent first.
 
     The score is the mean of doubt (a small margin over the second-best class, compared with the other images),
-    rarity (of the rarest class in the mask) and, with --against, disagreement (1 - mean IoU). Import tasks.json
-    into a Label Studio project whose labeling interface is config.xml.
+    rarity (of the rarest class in the mask) and, with --against or --agreement, disagreement (1 - mean IoU).
+    Import tasks.json into a Label Studio project whose labeling interface is config.xml.
     """
+    from cliper.pipeline.evaluate.agree import image_agreement
     from cliper.pipeline.export.formats.label_studio import labeling_config
     from cliper.pipeline.review import select as reviews
 
@@ -54,7 +60,9 @@ def pick(
         raise ReviewError(f"{join(output, 'tasks.json')} exists already; choose another output")
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
-    picks = reviews.select_images(opened, count, keep, other, again)
+    known = None if agreement is None else image_agreement(opened, agreement)
+    with started(workers) as readers:
+        picks = reviews.select_images(opened, count, keep, other, again, known, readers)
     if not picks:
         raise ReviewError(f"{run} has no image left to review; --again picks reviewed ones too")
     storage.write(join(output, "config.xml"), labeling_config(class_names(opened.identity)).encode())

@@ -11,6 +11,8 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from threading import Thread
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,11 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
     "RAY_NUM_REDIS_GET_RETRIES": "1",  # fail after 40 s instead of 13 minutes if another program has the port
+}
+
+_LOCAL_ENVIRONMENT = {
+    # Ray ends a worker that is idle for a second, and another one imports everything again for the next shard.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes after Ctrl-C and SIGTERM
@@ -142,6 +149,8 @@ def _connected(verbose: bool) -> Iterator[None]:
 def _init(address: str, verbose: bool) -> None:
     import ray
 
+    ahead = Thread(target=import_module, args=("pandas",), daemon=True)  # ray.data needs it; Ray starts meanwhile
+    ahead.start()
     local = {} if address else {"include_dashboard": False}
     level = logging.INFO if verbose else logging.ERROR
     handler = signal.getsignal(signal.SIGTERM)
@@ -150,6 +159,7 @@ def _init(address: str, verbose: bool) -> None:
     except Exception as error:  # Ray has no specific exception type for this
         raise ResourceError(explain_ray(error, address)) from error
     signal.signal(signal.SIGTERM, handler)  # Ray's own handler ends the process at once
+    ahead.join()
     import ray.data  # configures its logging as it is imported
 
     for console in logging.getLogger("ray.data").handlers:
@@ -231,7 +241,8 @@ def _environment() -> Iterator[None]:
 
     Without the token, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it.
     """
-    for name, value in _ENVIRONMENT.items():
+    local = {} if os.environ.get("RAY_ADDRESS") else _LOCAL_ENVIRONMENT
+    for name, value in (_ENVIRONMENT | local).items():
         os.environ.setdefault(name, value)
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     if os.environ.get("RAY_ADDRESS") or "ray" in sys.modules or any(name in os.environ for name in names):

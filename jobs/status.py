@@ -7,6 +7,7 @@ import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.heartbeat import Heartbeat
 from cliper.pipeline.run.status import Status, read_status
 from cliper.pipeline.storage.backend import Storage
 
@@ -39,11 +40,21 @@ def describe(found: Status, now: datetime) -> str:
         ("failed", _failed(found)),
         ("driver", _driver(found)),
     ]
+    if found.progress:
+        lines.insert(1, ("now", _now(found.progress)))
     if found.changed:
         lines.append(("changed", f"{found.changed} shards have replaced images that wait to be labeled again"))
     if found.started:
         lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
+
+
+def _now(beat: Heartbeat) -> str:
+    actors = f"{beat.actors} actor{'s' * (beat.actors != 1)} ready"
+    return (
+        f"{beat.phase}: {beat.images} of {beat.total} images segmented, {beat.rate:.1f} images/s, "
+        f"{beat.failed} failed, {actors} ({beat.age:.0f} s ago)"
+    )
 
 
 def _left(found: Status, now: datetime) -> str:

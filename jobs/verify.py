@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import WorkersOption, started
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
@@ -47,7 +48,7 @@ def verify(
     json_file: Annotated[
         Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
     ] = None,
-    processes: Annotated[int | None, Opt(min=1, help="Reading processes; default: one per CPU")] = None,
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
     """Check that every image of RUN is in exactly one row, and that every row is as it was written.
@@ -60,7 +61,8 @@ def verify(
         with hold(opened.uri, opened.storage):  # a temporary file of a running driver is not an orphan
             for orphan in clean_run(opened):
                 print(f"removed {orphan.file}: {orphan.reason}")
-    report = verify_run(opened, processes)
+    with started(workers) as readers:
+        report = verify_run(opened, readers)
     print_report(report)
     if repair and (broken := report.broken_shards):
         with hold(opened.uri, opened.storage):

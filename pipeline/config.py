@@ -1,5 +1,7 @@
 """The job's settings: YAML validated before Ray starts."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +30,7 @@ S = TypeVar("S", bound=Settings)
 EMBEDDED_CLASSES = "tiny"  # the list that the embedded model was trained for
 SHARED = frozenset({"batch_size", "dtype"})  # settings of every segmenter; in version 0.1 they stood in `model`
 YAML_BYTES, YAML_DEPTH, YAML_NODES = 1 << 16, 40, 20_000  # of settings
+_KINDS = {"label": "config", "classes": "class list", "benchmarks": "benchmark config"}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"  # installed beside this package
 
 
@@ -188,8 +191,17 @@ def find(kind: str, name: str) -> Path:
         return path
     known = shipped(kind)
     if name not in known:
-        raise ConfigError(f"'{name}' is neither a file nor a shipped {kind} name; shipped: {', '.join(known)}")
+        raise ConfigError(
+            f"'{name}' is neither a file nor a shipped {_KINDS.get(kind, kind)}; {suggest(name, known, 'shipped')}"
+        )
     return known[name]
+
+
+def suggest(name: str, known: Iterable[str], word: str = "known") -> str:
+    """The names to use instead of a wrong one: those close to it, and all."""
+    listed = list(known)
+    close = difflib.get_close_matches(name.lower(), listed, n=3)
+    return (f"did you mean {' or '.join(close)}? " if close else "") + f"{word}: {', '.join(listed)}"
 
 
 def load_config(name: str) -> JobConfig:
@@ -290,13 +302,26 @@ def classes_for(name: str | None, config: JobConfig) -> ClassList:
     Raises ConfigError for another model without classes: it has none of its own.
     """
     if name is None:
-        model = config.model.backbone.model if isinstance(config.model, CLIPerConfig) else config.segmenter
+        model = backbone_of(config)
         if not model.startswith("embedded:"):
             raise ConfigError(
                 f"--classes is needed: {model} has no classes of its own. Give a file with one class per line, or "
                 f"a shipped list: {', '.join(shipped('classes'))}"
             )
     return load_classes(name or EMBEDDED_CLASSES)
+
+
+def backbone_of(config: JobConfig) -> str:
+    """The name of CLIPer's backbone, e.g. "embedded:tiny" or "ViT-L-14"; that of another segmenter."""
+    return config.model.backbone.model if isinstance(config.model, CLIPerConfig) else config.segmenter
+
+
+def embedded_note(model: str) -> str | None:
+    """What the embedded model is for, as one sentence; None for another backbone, e.g. "ViT-L-14"."""
+    if not model.startswith("embedded:"):
+        return None
+    known = len(load_classes(EMBEDDED_CLASSES))
+    return f"the embedded model knows {known} drawn classes; your photographs need --config vit-l-14"
 
 
 def describe_classes(classes: ClassList, most: int = 5) -> str:
@@ -308,5 +333,5 @@ def describe_classes(classes: ClassList, most: int = 5) -> str:
 def lookup(setting: str, name: str, known: dict[str, Any]) -> Any:
     """Return known[name]. Raises ConfigError that names the setting and the known values."""
     if name not in known:
-        raise ConfigError(f"unknown {setting} '{name}'; known: {', '.join(sorted(known))}")
+        raise ConfigError(f"unknown {setting} '{name}'; {suggest(name, sorted(known))}")
     return known[name]

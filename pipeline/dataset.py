@@ -8,14 +8,23 @@ buffer. Over all ranks and workers, an epoch yields every row exactly once. The 
 one row, so distributed training needs `torch.distributed.algorithms.Join`, or has to stop after the shortest
 share.
 
-Loader workers of a run on S3 need `multiprocessing_context="spawn"`: open connections do not survive a fork.
+A pass can resume exactly where it stopped, in any epoch, with torchdata's loader:
+
+    loader = StatefulDataLoader(MaskDataset(run, transform=RandomCrop(512, 255)), batch_size=16, num_workers=4)
+    torch.save(loader.state_dict(), "loader.pt")             # at any time
+    loader.load_state_dict(torch.load("loader.pt"))          # in a new process, then go on
+
+`RandomCrop` gives every example the same size; `PadBatch` is a `collate_fn` for examples of different sizes.
 """
 
+import hashlib
+import itertools
+import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +41,8 @@ from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +125,8 @@ class MaskDataset(IterableDataset[Example]):
         self.counts = self._count(labeled_shards(run) if shards is None else shards)
         # Shared memory: loader workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._at: tuple[int, int] | None = None  # (epoch, rows taken) of the last pass in this process
+        self._resumed: tuple[int, int] | None = None  # where the next pass starts
 
     @property
     def rows(self) -> int:
@@ -124,20 +137,67 @@ class MaskDataset(IterableDataset[Example]):
         """Set the epoch, which determines the order of the next pass; the default is the same order every time."""
         self._epoch.fill_(epoch)
 
+    def __len__(self) -> int:
+        """Rows of this rank in an epoch; fewer examples if errors are skipped."""
+        return sum(share.end - share.first for share in split(self._order(0), self.rank, self.world_size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the pass in this process: its epoch and the rows taken; `order` ties it to its data.
+
+        torchdata's StatefulDataLoader calls this in every worker, so that its own state resumes inside any epoch.
+        """
+        epoch, seen = self._at or (int(self._epoch.item()), 0)
+        return {"epoch": epoch, "seen": seen, "order": self._order_digest()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Start the next pass at a position of `state_dict`, in its epoch; later passes start at the beginning.
+
+        Raises RunError for a state of other rows, another seed, shuffle or rank.
+        """
+        if state["order"] != self._order_digest():
+            raise RunError("the loader's state is of other rows, or of another seed, shuffle buffer or rank")
+        self._resumed = (int(state["epoch"]), int(state["seen"]))
+
+    def _order_digest(self) -> str:
+        place = [self.rank, self.world_size]
+        settings = [self.run.fingerprint, self.seed, self.shuffle, self.shuffle_buffer, *place]
+        return hashlib.sha256(json.dumps([settings, list(self.counts.items())]).encode()).hexdigest()[:16]
+
     def __iter__(self) -> Iterator[Example]:
         """Yield the examples of this rank and worker."""
+        epoch, seen = self._resumed or (int(self._epoch.item()), 0)
+        self._resumed, self._at = None, (epoch, seen)
+        return self._examples(epoch, seen)
+
+    def _examples(self, epoch: int, seen: int) -> Iterator[Example]:
+        """The examples of an epoch after the first `seen` rows; the images of those are not read."""
         worker = get_worker_info()
         part, parts = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch = int(self._epoch.item())
-        shares = split(self._order(epoch), self.rank, self.world_size)
-        encoded: Iterator[Encoded] = (row for share in split(shares, part, parts) for row in self._read(share))
-        if self.shuffle:
-            place = self.rank * parts + part
-            encoded = shuffled(encoded, self.shuffle_buffer, np.random.default_rng([self.seed, epoch, place]))
-        for item in encoded:
+        shares = split(split(self._order(epoch), self.rank, self.world_size), part, parts)
+        seeds = [self.seed, epoch, self.rank * parts + part]
+        total = sum(share.end - share.first for share in shares)
+        gone = frozenset(itertools.islice(self._shuffled(iter(range(total)), seeds), seen))
+        for number, item in enumerate(self._shuffled(self._encoded(shares, gone), seeds), 1):
+            if item is None:
+                continue
+            self._at = (epoch, number)
             example = self._example(item)
             if example is not None:
                 yield example
+
+    def _shuffled(self, items: Iterator[T], seeds: Sequence[int]) -> Iterator[T]:
+        if not self.shuffle:
+            return items
+        return shuffled(items, self.shuffle_buffer, np.random.default_rng(seeds))
+
+    def _encoded(self, shares: Sequence[Share], gone: frozenset[int]) -> Iterator[Encoded | None]:
+        """The rows of the shares in order; None for those whose position is in `gone`."""
+        first = 0
+        for share in shares:
+            size = share.end - share.first
+            wanted = [place not in gone for place in range(first, first + size)]
+            yield from self._read(share, wanted) if any(wanted) else itertools.repeat(None, size)
+            first += size
 
     def _order(self, epoch: int) -> list[Share]:
         """The shards in an epoch's order, which is the same on every rank and worker."""
@@ -157,17 +217,18 @@ class MaskDataset(IterableDataset[Example]):
             counts = dict(zip(shards, pool.map(count, shards), strict=True))
         return {shard: rows for shard, rows in counts.items() if rows}
 
-    def _read(self, share: Share) -> Iterator[Encoded]:
-        """Yield the rows of a share with their images' bytes, fetching READ_AHEAD images at a time."""
+    def _read(self, share: Share, wanted: Sequence[bool]) -> Iterator[Encoded | None]:
+        """Yield the wanted rows of a share with their images' bytes, fetching READ_AHEAD images at a time."""
         entries = {e.image_id: e for e in self.manifest.read_shard(self.run.storage, self.run.uri, share.shard)}
         column = self.run.identity["input"]["image_column"]
+        flags = iter(wanted)
         for table in read_tables(self.run, READ, self.keep, [share.shard], self.corrections):
             rows = table.slice(share.first, share.end - share.first)
             for batch in rows.to_batches(max_chunksize=READ_AHEAD):
-                wanted = batch.to_pylist()
-                chosen = [entries[row["image_id"]] for row in wanted]
-                loaded = load_entries(self.run.storage, share.shard, chosen, column).to_pylist()
-                yield from (Encoded(row, _bytes(found)) for row, found in zip(wanted, loaded, strict=True))
+                listed = list(zip(batch.to_pylist(), flags, strict=False))
+                chosen = [entries[row["image_id"]] for row, flag in listed if flag]
+                loaded = iter(load_entries(self.run.storage, share.shard, chosen, column).to_pylist())
+                yield from (Encoded(row, _bytes(next(loaded))) if flag else None for row, flag in listed)
 
     def _example(self, item: Encoded) -> Example | None:
         try:
@@ -218,9 +279,9 @@ def split(shares: Sequence[Share], part: int, parts: int) -> list[Share]:
     return chosen
 
 
-def shuffled(items: Iterator[Encoded], size: int, generator: np.random.Generator) -> Iterator[Encoded]:
-    """Yield the items in random order, each drawn from a buffer of `size`."""
-    buffer: list[Encoded] = []
+def shuffled(items: Iterator[T], size: int, generator: np.random.Generator) -> Iterator[T]:
+    """Yield the items in random order, each drawn from a buffer of `size`; depends on their number alone."""
+    buffer: list[T] = []
     for item in items:
         if len(buffer) < size:
             buffer.append(item)
@@ -264,3 +325,45 @@ def _finished_manifest(run: Run, shards: Sequence[int] | None) -> Manifest:
             "with its own 'cliper label' command, or name the shards to read"
         )
     return manifest
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A transform: a random window of size x size pixels; smaller images are padded at the right and bottom.
+
+    Padding is black in the image and `ignore_value` (MaskDataset.ignore_value) in the mask. Draws from torch's own
+    generator, which loaders seed per worker.
+    """
+
+    size: int
+    ignore_value: int
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crop [3, H, W] and [H, W] to [3, size, size] and [size, size]."""
+        height, width = (max(self.size, side) for side in mask.shape)
+        image, mask = padded(image, mask, height, width, self.ignore_value)
+        top, left = (int(torch.randint(side - self.size + 1, ())) for side in mask.shape)
+        rows, columns = slice(top, top + self.size), slice(left, left + self.size)
+        return image[:, rows, columns], mask[rows, columns]
+
+
+def padded(
+    image: torch.Tensor, mask: torch.Tensor, height: int, width: int, ignore_value: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad [3, H, W] with 0 and [H, W] with the ignore value at the right and bottom."""
+    room = (0, width - mask.shape[1], 0, height - mask.shape[0])
+    return torch.nn.functional.pad(image, room), torch.nn.functional.pad(mask, room, value=ignore_value)
+
+
+@dataclass(frozen=True)
+class PadBatch:
+    """A `collate_fn`: pads the examples of a batch to the largest height and width among them."""
+
+    ignore_value: int
+
+    def __call__(self, examples: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Images uint8 [B, 3, H, W], masks int64 [B, H, W], ids."""
+        height, width = (max(example.mask.shape[axis] for example in examples) for axis in (0, 1))
+        pairs = [padded(e.image, e.mask, height, width, self.ignore_value) for e in examples]
+        images, masks = zip(*pairs, strict=True)
+        return torch.stack(images), torch.stack(masks), [example.image_id for example in examples]

@@ -11,7 +11,7 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
@@ -24,6 +24,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ResourceError
 from cliper.pipeline.label.cluster import cluster_nodes, reserved
+from cliper.pipeline.label.feed import FEW, chunks, few_ahead, row_of, spread, task_of
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import IO_BUNDLE, IO_CPUS, Pool
 from cliper.pipeline.label.stages import Task, load_task, make_actor, write_task
@@ -35,9 +36,13 @@ except ImportError:  # before Ray 2.55
 
 Row = dict[str, Any]
 Stage = Callable[[pa.Table], pa.Table]
+T = TypeVar("T")
 
 # Ray requires an integer batch size for stages on GPUs. 1 passes one shard per call, however rows are grouped.
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+# No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
+UNSEEN: dict[str, Any] = {"enable_task_events": False}
 
 
 def label_corpus(
@@ -51,8 +56,8 @@ def label_corpus(
     threads, driver = max(1, int(pool.cpus_per_actor)), uuid4().hex  # `driver` identifies this call
     repetition = any(task.again is not None for task in tasks)
     yield from over_shards(
-        [task.as_row() for task in tasks],
-        load=lambda row: load_task(job, Task.from_row(row)),
+        tasks,
+        load=lambda task: load_task(job, task),
         actor=lambda: make_actor(job, threads, driver, board),
         write=lambda labeled: write_task(job, labeled, repetition),
         then=then,
@@ -61,33 +66,35 @@ def label_corpus(
 
 
 def over_shards(
-    rows: Sequence[Row],
-    load: Callable[[Row], pa.Table],
+    tasks: Sequence[T],
+    load: Callable[[T], pa.Table],
     actor: Callable[[], Stage],
     pool: Pool,
     write: Stage | None = None,
     then: Stage | None = None,
 ) -> Iterator[Row]:
-    """Send shards, one row each, through load -> actor -> write -> then on Ray Data; yields the resulting rows.
+    """Send tasks, one per shard, through load -> actor -> write -> then on Ray Data; yields the resulting rows.
 
-    `actor` creates the stage held by each actor. The last of `actor` and `write` returns one row per shard.
+    `actor` creates the stage held by each actor. The last of `actor` and `write` returns one row per shard. Tasks
+    are pickled; `tasks` may be lazy.
     """
 
     def load_shard(batch: pa.Table) -> pa.Table:
-        return pack(load(batch.to_pylist()[0]))
+        return pack(load(task_of(batch)))
 
     def write_shard(batch: pa.Table) -> pa.Table:
         assert write is not None
         return write(unpack(batch))
 
-    with ray_data_settings(), reserved([IO_BUNDLE] * pool.io_bundles, IO_CPUS) as room:
-        tasks = {**ONE_SHARD, **room, "compute": TaskPoolStrategy(size=pool.io_tasks)}
-        actors = {**ONE_SHARD, **pool.actor_options, "compute": _actor_pool(pool)}
-        with placement_groups_allowed():
-            flow = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map_batches(load_shard, **tasks)
+    room = reserved([IO_BUNDLE] * pool.io_bundles, IO_CPUS)
+    with ray_data_settings(max(pool.actors, pool.max_actors)), room as options:
+        stages = {**ONE_SHARD, **options, **UNSEEN, "compute": TaskPoolStrategy(size=pool.io_tasks)}
+        actors = {**ONE_SHARD, **pool.actor_options, **UNSEEN, "compute": _actor_pool(pool)}
+        with ray_arguments_allowed():
+            flow = _source(tasks, options).map_batches(load_shard, **stages)
             flow = flow.map_batches(ShardActor, fn_constructor_args=(actor, write is not None), **actors)
             for stage in [*([] if write is None else [write_shard]), *([] if then is None else [then])]:
-                flow = flow.map_batches(stage, **tasks)
+                flow = flow.map_batches(stage, **stages)
         try:
             yield from flow.iter_rows()
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
@@ -99,11 +106,26 @@ def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
     """Send rows one by one through a CPU-bound stage, on all free CPUs; yields the resulting rows."""
     free = sum(int(node.free.get("CPU", 0.0)) for node in cluster_nodes())
     size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
-    with ray_data_settings(), reserved([each] * size, each) as room:
-        blocks = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-        with placement_groups_allowed():
-            done = blocks.map_batches(stage, **ONE_SHARD, **room, compute=TaskPoolStrategy(size=size))
+
+    def stage_of_row(batch: pa.Table) -> pa.Table:
+        return stage(pa.Table.from_pylist([task_of(batch)]))
+
+    with ray_data_settings(size), reserved([each] * size, each) as options:
+        with ray_arguments_allowed():
+            stages = {**ONE_SHARD, **options, **UNSEEN, "compute": TaskPoolStrategy(size=size)}
+            done = _source(rows, options).map_batches(stage_of_row, **stages)
         yield from done.iter_rows()
+
+
+def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:
+    """One row per task, made as they are needed (label/feed.py); uses no CPU."""
+    few = len(tasks) <= FEW
+    rows = [row_of(task) for task in tasks] if few else chunks(tasks)
+    source = ray.data.from_items(rows, override_num_blocks=len(rows))
+    if few:
+        return source
+    one = {**ONE_SHARD, **options, **UNSEEN, "num_cpus": 0, "compute": TaskPoolStrategy(size=1)}
+    return source.map_batches(spread, **one)
 
 
 class ShardActor:
@@ -143,24 +165,29 @@ def unpack(batch: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def placement_groups_allowed() -> Iterator[None]:
-    """Hide the notice that Ray 2.64 takes `scheduling_strategy` from stages; pyproject.toml stays below it."""
+def ray_arguments_allowed() -> Iterator[None]:
+    """Hide the notice that Ray 2.64 takes two arguments from stages; pyproject.toml stays below it.
+
+    They are `scheduling_strategy` and `enable_task_events`.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
         yield
 
 
 @contextmanager
-def ray_data_settings() -> Iterator[None]:
-    """Ray Data settings for this flow: blocks are never split, and its own progress bars are off.
+def ray_data_settings(actors: int) -> Iterator[None]:
+    """Ray Data settings for this flow: a row is a block, few wait, and its own progress bars are off.
 
-    A CliperError raised by a stage is re-raised unchanged instead of wrapped in Ray's error.
+    A block of one row is never split, and blocks of this size are not merged either. A CliperError raised by a
+    stage is re-raised unchanged instead of wrapped in Ray's error.
     """
     context = DataContext.get_current()
     ours = {
-        "target_max_block_size": None,
+        "target_max_block_size": 1,  # byte
         "enable_progress_bars": False,
         "raise_original_map_exception": True,
+        "_kv_configs": context._kv_configs | few_ahead(actors),
     }
     before = {name: getattr(context, name) for name in ours}
     _configure(context, ours)

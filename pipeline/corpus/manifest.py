@@ -242,8 +242,9 @@ def write_part(file: str, first: int, shards: list[list[Entry]], storage: Storag
     part = Part(file, first, [len(shard) for shard in shards])
     writer = SealedWriter(SCHEMA, compression="zstd")
     for number, shard in enumerate(shards, first):
-        rows = [asdict(entry) | {"shard": number} for entry in shard]
-        writer.write(pa.Table.from_pylist(rows, SCHEMA), len(rows))
+        columns = {name: [getattr(entry, name) for entry in shard] for name in SCHEMA.names[:-1]}
+        columns["shard"] = [number] * len(shard)
+        writer.write(pa.Table.from_pydict(columns, SCHEMA), len(shard))
     data = writer.close()
     storage.write(join(run_uri, "manifest", part.file), data)
     return replace(part, seal=check_seal(data))
@@ -257,10 +258,11 @@ def id_hash(image_id: str) -> int:
 def refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, run_uri: str) -> None:
     """Raise InputError if two images of the manifest have one id; `ids` are the `id_hash` of them all.
 
-    Compares the hashes first, and the ids themselves only where two hashes agree.
+    Compares the hashes first, and the ids themselves only where two hashes agree. Sorts `ids`.
     """
-    hashes, counts = np.unique(np.frombuffer(ids, dtype=np.uint64), return_counts=True)
-    suspects = set(hashes[counts > 1].tolist())
+    hashes = np.frombuffer(ids, dtype=np.uint64)
+    hashes.sort()  # in place: a copy would double the memory
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return
     seen: dict[str, Entry] = {}

@@ -1,6 +1,6 @@
 """Compare two evaluations, and tabulate many."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,3 +140,37 @@ def _cell(results: Results) -> str:
     measured = "-" if results["miou"] is None else f"{100 * results['miou']:.1f}"
     partial = "" if results["images"] == results["images_expected"] else "*"
     return f"{measured}{partial}{published}"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A segmenter's results on a benchmark, and the hashes of its weights."""
+
+    segmenter: str
+    results: Results
+    weights: Mapping[str, str]
+
+
+def leaderboard_table(rows: Sequence[Ranked]) -> str:
+    """Markdown with a row per segmenter and benchmark, the best of each benchmark first.
+
+    An asterisk marks a benchmark that was not complete.
+    """
+    order = list(dict.fromkeys(row.results["benchmark"] for row in rows))
+    ranked = sorted(
+        rows, key=lambda row: (order.index(row.results["benchmark"]), -(row.results["miou"] or 0.0), row.segmenter)
+    )
+    lines = ["| benchmark | segmenter | mIoU | 95% interval | protocol | labels by | weights |", "|---" * 7 + "|"]
+    for row in ranked:
+        found, between = row.results, row.results["miou_interval"]
+        partial = "" if found["images"] == found["images_expected"] else "*"
+        span = "-" if between is None else f"{percent(between[0])} to {percent(between[1])}"
+        weights = ", ".join(f"{name} {digest[:8]}" for name, digest in row.weights.items()) or "-"
+        cells = [found["benchmark"] + partial, row.segmenter, percent(found["miou"]), span, found["protocol"]]
+        lines.append("| " + " | ".join([*cells, _rule(found), weights]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _rule(results: Results) -> str:
+    """How labels were decided: the protocol of CLIPer's labels, or the segmenter's own rule."""
+    return str(results["decided_by"]) if "CLIPer" in results["model"][:6] else "its own rule"

@@ -11,6 +11,7 @@ shards, actors or attempts.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,12 +19,15 @@ import pyarrow as pa
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.counts import COUNTS, Counts, ShardCounter, counts_file, merge, verify
 from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.shards import shards_in
 from cliper.pipeline.storage.backend import Storage, join
 from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 
 COUNTS_VERSION = 1
+_READERS = 8  # threads, without other workers
+_TOGETHER = 16  # files of one task
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,24 @@ class Evaluation:
         """Shards that are labeled but not counted, in order."""
         return sorted(self.run.done_shards() - counted_shards(self.run.storage, self.folder))
 
-    def read(self) -> Counts:
+    def read(self, workers: Workers = 1) -> Counts:
         """Sum the counts of all shards. Raises EvaluationError unless every image was counted exactly once."""
-        table = read_counts(self.run.storage, self.folder)
+        table = read_counts(self.run.storage, self.folder, workers)
         verify(table, self.prepared.index())
         return merge(table, len(self.prepared.class_names))
 
 
-def read_counts(storage: Storage, folder: str) -> pa.Table:
+def read_counts(storage: Storage, folder: str, workers: Workers = 1) -> pa.Table:
     """All counts in an evaluation folder: a table of COUNTS, sorted by image id."""
-    tables = [COUNTS.empty_table()]
-    for shard in sorted(counted_shards(storage, folder)):
-        tables.append(read_counts_file(storage, join(folder, counts_file(shard)), COUNTS))
-    return pa.concat_tables(tables).sort_by("image_id")
+    files = [join(folder, counts_file(shard)) for shard in sorted(counted_shards(storage, folder))]
+    tasks = [files[i : i + _TOGETHER] for i in range(0, len(files), _TOGETHER)]
+    with crew(workers, most=len(tasks) // 2, threads=_READERS) as readers:
+        tables = readers.map(partial(_counts_of, storage), tasks)
+        return pa.concat_tables([COUNTS.empty_table(), *tables]).sort_by("image_id")
+
+
+def _counts_of(storage: Storage, files: Sequence[str]) -> pa.Table:
+    return pa.concat_tables([read_counts_file(storage, file, COUNTS) for file in files])
 
 
 def read_counts_file(storage: Storage, uri: str, schema: pa.Schema) -> pa.Table:

@@ -180,6 +180,9 @@ def figures(results: Results) -> list[tuple[str, str]]:
     ]
     if results["failed_images"]:
         rows.append(("images without a mask, counted as wrong", str(len(results["failed_images"]))))
+    if (proposed := results.get("proposals")) is not None:
+        rows.append(("present classes that were proposed", percent(proposed["recall"])))
+        rows.append(("classes proposed per image", f"{proposed['mean']:.2f}"))
     if results["decided_by"] != results["protocol"]:
         rows.append(("labels decided by", f"protocol {results['decided_by']}"))
     return [*rows, ("model", results["model"] or "-"), ("run", results["fingerprint"])]

@@ -35,12 +35,12 @@ from cliper.pipeline.evaluate.results import percent
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import cliper_identity, device_of, require_weights
-from cliper.pipeline.label.stages import Task, load_task
+from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
 SWEPT = ("attention_threshold", "presence_threshold", "background_threshold", "probability_threshold",
-         "normalize_per_class")  # fmt: skip
+         "margin_threshold", "normalize_per_class")  # fmt: skip
 SWEEP_COUNTS = COUNTS.append(pa.field("variant", pa.int32(), nullable=False))
 
 
@@ -53,8 +53,10 @@ class Grid:
 
     def variants(self) -> list[dict[str, Any]]:
         """The swept values of each variant, in the order of CLIPer.sweep."""
+        written = {name for setting in self.settings for name in setting.model_dump(exclude={"protocol"})}
+        names = [name for name in LabelConfig.model_fields if name in written]
         pairs = itertools.product(self.attention_thresholds, self.settings)
-        return [{"attention_threshold": a, **s.model_dump(exclude={"protocol"})} for a, s in pairs]
+        return [{"attention_threshold": a} | {name: getattr(s, name) for name in names} for a, s in pairs]
 
 
 def require_scores(config: JobConfig) -> CLIPerConfig:
@@ -173,14 +175,14 @@ def sweep_shards(
     from cliper.pipeline.flow import over_shards
 
     done = counted_shards(job.run.storage, folder)
-    tasks = [Task(shard) for shard in range(job.manifest.shards) if shard not in done]
+    tasks = Tasks(shard for shard in range(job.manifest.shards) if shard not in done)
     if not tasks:
         return
     counter, threads = evaluation.counter(folder), max(1, int(pool.cpus_per_actor))
     weights = job.run.identity.get("weights")
     for summary in over_shards(
-        [task.as_row() for task in tasks],
-        load=lambda row: load_task(job, Task.from_row(row)),
+        tasks,
+        load=lambda task: load_task(job, task),
         actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads, weights),
         pool=pool,
     ):
@@ -214,7 +216,7 @@ def sweep_results(
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown, without the columns that have only one value."""
-    names = [name for name in SWEPT if len({row[name] for row in rows}) > 1] or ["attention_threshold"]
+    names = [name for name in SWEPT if len({row.get(name) for row in rows}) > 1] or ["attention_threshold"]
     lines = ["| " + " | ".join([*names, "mIoU", "pixel accuracy"]) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
         values = [str(row[name]) for name in names]

@@ -7,28 +7,30 @@ cliper-images.jsonl       image_id, file name and uri of every image; skipped im
 
 import hashlib
 import json
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
+
+from cliper.pipeline.config import suggest
 from cliper.pipeline.corpus.manifest import open_part, read_manifest
 from cliper.pipeline.errors import ExportError, RunError
 from cliper.pipeline.export.base import Exporter, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder, compact_json
 from cliper.pipeline.export.items import LeftOut, read_items
 from cliper.pipeline.export.names import clashing_names
+from cliper.pipeline.export.options import Options
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.extras import require
+from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.corrections import Corrections, Version, read_corrections
-from cliper.pipeline.run.folder import Run, differences
+from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
-from cliper.pipeline.run.rows import read_tables
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.run.rows import RowFilter, read_tables
+from cliper.pipeline.storage.backend import Storage, absolute, join
 
 MARKER = "cliper-export.json"
 LISTING = "cliper-images.jsonl"
@@ -42,27 +44,40 @@ class Summary:
     uri: str
     images: int
     left_out: dict[str, int]  # reason to count
+    splits: dict[str, int]  # images by split; empty for a format without splits
+    iou: float | None  # of simplified polygons with the masks; None if they are exact
     shards: int
     seconds: float  # of this call
+
+
+def make_plan(run: Run, to: str, keep: RowFilter, images: bool = False, options: Options | None = None) -> Plan:
+    """The plan of an export, its options checked. Raises ExportError for an unknown format, ConfigError."""
+    exporter, chosen = find_exporter(to), options or Options()
+    exporter.refuse_other_options(to, chosen)
+    chosen.check(class_names(run.identity))
+    if chosen.val_share is None:
+        chosen = replace(chosen, val_share=exporter.val_share or 0.0)
+    return Plan(to, run.uri, run.fingerprint, class_names(run.identity), keep, images, chosen)
 
 
 def export(
     run: Run,
     plan: Plan,
     uri: str,
-    workers: int = 1,
+    workers: Workers = 1,
     corrected: Version = "latest",
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Summary:
     """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` is called with (finished, all).
 
-    `workers` processes, each with one shard in memory. Raises ExportError if the format cannot represent the run,
-    or if the output holds anything but this export.
+    Each worker holds one shard in memory; on Ray, every node writes its own shards to `uri`. Raises ExportError if
+    the format cannot represent the run, or if the output holds anything but this export.
     """
-    started = time.monotonic()
+    started, uri = time.monotonic(), absolute(uri)
     exporter = find_exporter(plan.format)
-    plan.keep.check(plan.class_names)
-    require("export", f"the format {plan.format}", *exporter.needs)
+    plan.keep.check(plan.run_classes)
+    needs = exporter.needs if plan.edit is None else (*exporter.needs, "scipy")
+    require("export", f"the format {plan.format}", *needs)
     exporter.check(plan)
     shards = labeled_shards(run)
     if not shards:
@@ -71,21 +86,25 @@ def export(
     marker = open_output(run, plan, uri, shards, corrections)
     if "images" in marker:
         _remove_parts(run.storage, uri)
-        return Summary(uri, marker["images"], marker["left_out"], len(shards), time.monotonic() - started)
+        return _summary(uri, marker, shards, started)
     plan = replace(plan, clashing=clashing_names(_ids(run)))
     todo = sorted(set(shards) - _finished(run.storage, uri))
     _export_shards(_Work(run, plan, uri, corrections), todo, workers, len(shards) - len(todo), on_shard)
-    images, left_out = _finish(run.storage, exporter, plan, uri, shards)
-    done = marker | {"images": images, "left_out": left_out}
+    done = marker | _finish(run.storage, exporter, plan, uri, shards)
     run.storage.write(join(uri, MARKER), json.dumps(done, indent=2, ensure_ascii=False).encode())
     _remove_parts(run.storage, uri)
-    return Summary(uri, images, left_out, len(shards), time.monotonic() - started)
+    return _summary(uri, done, shards, started)
+
+
+def _summary(uri: str, done: Mapping[str, Any], shards: Sequence[int], started: float) -> Summary:
+    seconds = time.monotonic() - started
+    return Summary(uri, done["images"], done["left_out"], done["splits"], done["iou"], len(shards), seconds)
 
 
 def find_exporter(name: str) -> Exporter:
     """The exporter of a format. Raises ExportError for an unknown one."""
     if name not in EXPORTERS:
-        raise ExportError(f"unknown format '{name}'; known: {', '.join(sorted(EXPORTERS))}")
+        raise ExportError(f"unknown format '{name}'; {suggest(name, EXPORTERS)}")
     return EXPORTERS[name]
 
 
@@ -93,20 +112,20 @@ def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], correctio
     """Start or resume the output folder; returns its marker. Raises ExportError if it holds anything else."""
     wanted = {
         "format": plan.format,
-        "run": run.uri,
         "run_fingerprint": plan.fingerprint,
         "filter": json.loads(compact_json(asdict(plan.keep))),
         "images_copied": plan.images,
-        "val_share": plan.val_share,
+        "options": json.loads(compact_json(asdict(plan.options))),
         "shards": len(shards),
         "content": _content(run, shards, corrections),
     }
+    named = {"run": run.uri} | wanted
     try:
         stored = json.loads(run.storage.read(join(uri, MARKER)))
     except FileNotFoundError:
         _refuse_foreign_folder(run.storage, uri)
-        run.storage.write(join(uri, MARKER), json.dumps(wanted, indent=2, ensure_ascii=False).encode())
-        return wanted
+        run.storage.write(join(uri, MARKER), json.dumps(named, indent=2, ensure_ascii=False).encode())
+        return named
     except json.JSONDecodeError as error:
         raise ExportError(f"{join(uri, MARKER)} is damaged; choose another --output") from error
     different = differences({key: stored.get(key) for key in wanted}, wanted)
@@ -148,7 +167,7 @@ def _ids(run: Run) -> Iterator[list[str]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """The task of a worker process: everything needed to export one shard."""
+    """The task of a worker: everything needed to export one shard."""
 
     run: Run
     plan: Plan
@@ -174,53 +193,36 @@ class _Work:
 
 
 def _export_shards(
-    work: _Work, shards: Sequence[int], workers: int, before: int, on_shard: Callable[[int, int], None]
+    work: _Work, shards: Sequence[int], workers: Workers, before: int, on_shard: Callable[[int, int], None]
 ) -> None:
-    total = before + len(shards)
-    if workers == 1 or len(shards) < 2:
-        for done, shard in enumerate(shards, before + 1):
-            work(shard)
-            on_shard(done, total)
-        return
-    spawn = get_context("spawn")  # not fork: the S3 client's threads do not survive a fork
-    with ProcessPoolExecutor(min(workers, len(shards)), spawn, initializer=_leave_interrupts) as pool:
-        pending: list[Future[None]] = [pool.submit(work, shard) for shard in shards]
-        try:
-            for done, future in enumerate(as_completed(pending), before + 1):
-                future.result()
-                on_shard(done, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with crew(workers, most=len(shards)) as writers:
+        for done, _ in enumerate(writers.map(work, shards), before + 1):
+            on_shard(done, before + len(shards))
 
 
-def _leave_interrupts() -> None:
-    """Ignore Ctrl-C, which a terminal sends to every process: only the main process stops at once."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _finish(
-    storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]
-) -> tuple[int, dict[str, int]]:
-    """Write the files that span shards; returns the exported images, and the skipped ones by reason."""
+def _finish(storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: Sequence[int]) -> dict[str, Any]:
+    """Write the files that span shards; returns the counts of `Summary` by name."""
 
     def lines() -> Iterator[Record]:
         for shard in shards:
             yield from map(json.loads, storage.read(_part(uri, shard)).splitlines())
 
     reasons: Counter[str] = Counter()
-    images = 0
+    splits: Counter[str] = Counter()
+    overlap = np.zeros(2)
+    has_splits = exporter.val_share is not None
+    kept = ("image_id", "name", "uri", *(["split"] if has_splits else []), "left_out")
     with Folder(storage, uri) as folder:
         with folder.create(LISTING) as listing:
             for record in lines():
-                kept = {
-                    key: record[key] for key in ("image_id", "name", "uri", "split", "left_out") if key in record
-                }
-                listing.write(compact_json(kept) + b"\n")
+                listing.write(compact_json({key: record[key] for key in kept if key in record}) + b"\n")
                 reasons[record.get("left_out", "")] += 1
-        images = reasons.pop("", 0)
+                splits[record.get("split", "")] += 1
+                overlap += record.get("overlap", (0, 0))
         exporter.finish(Records(lambda: (r for r in lines() if "left_out" not in r)), folder, plan)
-    return images, dict(reasons)
+    del splits[""]
+    images, iou = reasons.pop("", 0), float(overlap[0] / overlap[1]) if overlap[1] else None
+    return {"images": images, "left_out": dict(reasons), "splits": dict(splits) if has_splits else {}, "iou": iou}
 
 
 def _part(uri: str, shard: int) -> str:

@@ -14,7 +14,7 @@ from cliper.pipeline.export.images import in_mask_grid, size_of
 from cliper.pipeline.export.names import file_name
 from cliper.pipeline.run.corrections import Corrections
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.run.rows import ALL_ROWS, read_tables
 
 BATCH = 32  # rows held as Python objects, with their images, at a time
 
@@ -34,10 +34,22 @@ def read_items(
 
     Raises RunError if images are wanted and the run has no manifest to find them by.
     """
+    yield from _failed(run, shard, plan, corrections)
     entries = _entries(run, shard) if plan.images else {}
     for table in read_tables(run, keep=plan.keep, shards=[shard], corrections=corrections):
         for batch in table.to_batches(max_chunksize=BATCH):
             yield from _items(run, shard, batch, plan, exporter, entries)
+
+
+def _failed(run: Run, shard: int, plan: Plan, corrections: Corrections) -> Iterator[LeftOut]:
+    """Failed images that the filter's status leaves out: they are listed, not lost."""
+    if not plan.keep.statuses:
+        return
+    columns = ["image_id", "status", "error_type"]
+    for table in read_tables(run, columns, ALL_ROWS, [shard], corrections):
+        for row in table.to_pylist():
+            if row["status"] != "ok" and row["status"] not in plan.keep.statuses:
+                yield LeftOut(row["image_id"], f"{row['status']}: {row['error_type']}")
 
 
 def _entries(run: Run, shard: int) -> dict[str, Entry]:
@@ -64,13 +76,13 @@ def _item(
     if not has_mask and not exporter.keeps_failed:
         return LeftOut(row["image_id"], "no mask")
     name = file_name(row["image_id"], plan.clashing)
-    if not plan.images:
-        return Item(row, name, as_seen=exporter.as_seen)
+    if not plan.images or not has_mask:
+        return Item(row, name, as_seen=exporter.as_seen, edit=plan.edit)
     try:
         data, ending = _picture(row, image, exporter, max_pixels)
     except ImageError as error:
         return LeftOut(row["image_id"], f"image {error.kind}")
-    return Item(row, name, data, ending)
+    return Item(row, name, data, ending, edit=plan.edit)
 
 
 def _picture(

@@ -14,7 +14,7 @@ import numpy as np
 
 from cliper.pipeline.corpus.decode import SUFFIXES
 
-MAX_BYTES = 200  # file systems allow 255; extensions and temporary names need the rest
+MAX_BYTES = 180  # file systems allow 255; suffixes and temporary names need the rest
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
 

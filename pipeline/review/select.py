@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import nsmallest
 from typing import Any
 
@@ -18,6 +19,7 @@ from cliper.pipeline.corpus.decode import upright
 from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.evaluate.metrics import image_confusion, image_totals, ratio
 from cliper.pipeline.export.formats.label_studio import image_url, task
+from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.corrections import Corrections, read_corrections
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
@@ -26,6 +28,7 @@ from cliper.pipeline.run.rows import LABELED, RowFilter, read_tables
 
 _LIGHT = ("image_id", "margin", "classes")
 _MASK = ("mask", "mask_codec")
+_TOGETHER = 8  # shards of one task
 
 
 @dataclass(frozen=True)
@@ -56,49 +59,96 @@ def select_images(
     keep: RowFilter = LABELED,
     against: Run | None = None,
     again: bool = False,
+    agreement: Mapping[str, float] | None = None,
+    workers: Workers = 1,
 ) -> list[Candidate]:
     """The `count` images that most need review, the most urgent first; ties in the order of ids.
 
-    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes. Images
-    that were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
+    Reads metadata twice, and masks only for `against`, a run over the same shards with the same classes.
+    `agreement` (by image id, see evaluate/agree.py) gives the disagreement instead, 1 - agreement. Images that
+    were reviewed before are skipped unless `again`. Memory: 4 bytes per image, and the picks.
     Raises FilterError, or ReviewError if the runs cannot be compared.
     """
     if against is not None and class_names(run.identity) != class_names(against.identity):
         raise ReviewError(f"{run.uri} and {against.uri} have different classes; masks of one list can be compared")
     corrections = read_corrections(run)
     reviewed = set() if again else set(corrections.rows["image_id"].to_pylist())
-    margins, images = _survey(run, keep, corrections)
-    picks = (
-        _judge(row, shard, margins, images, disagreement)
-        for shard, row, disagreement in _candidates(run, keep, corrections, against)
-        if row["image_id"] not in reviewed
-    )
-    return nsmallest(count, picks, key=lambda found: (-found.score, found.image_id))
+    shards = labeled_shards(run)
+    tasks = [shards[i : i + _TOGETHER] for i in range(0, len(shards), _TOGETHER)]
+    with crew(workers, most=len(tasks) // 2) as readers:
+        margins, images = [np.zeros(0, np.float32)], Counter[int]()
+        for found, counted in readers.map(partial(_survey, run, keep, corrections), tasks):
+            margins.append(found)
+            images.update(counted)
+        ascending = np.sort(np.nan_to_num(np.concatenate(margins)))
+        signs = readers.map(partial(_read_signs, run, keep, corrections, against, agreement or {}, images), tasks)
+        picks = (_judge(sign, ascending) for part in signs for sign in part if sign.image_id not in reviewed)
+        return nsmallest(count, picks, key=lambda found: (-found.score, found.image_id))
 
 
-def _survey(run: Run, keep: RowFilter, corrections: Corrections) -> tuple[np.ndarray, Counter[int]]:
-    """All margins ascending, float32 [n], and the number of images by class."""
+@dataclass(frozen=True)
+class _Signs:
+    """What decides on one image. `rarest`: images with the rarest of its classes; None without a class."""
+
+    image_id: str
+    shard: int
+    margin: float
+    rarest: int | None
+    disagreement: float | None
+
+
+def _survey(
+    run: Run, keep: RowFilter, corrections: Corrections, shards: Sequence[int]
+) -> tuple[np.ndarray, Counter[int]]:
+    """The margins of some shards, float32 [n], and the number of images by class."""
     margins, images = [np.zeros(0, np.float32)], Counter[int]()
-    for table in read_tables(run, _LIGHT, keep, corrections=corrections):
+    for table in read_tables(run, _LIGHT, keep, shards, corrections):
         margins.append(table["margin"].to_numpy())
         for classes in table["classes"].to_pylist():
             images.update(entry["class_id"] for entry in classes if entry["class_id"])
-    return np.sort(np.nan_to_num(np.concatenate(margins))), images
+    return np.concatenate(margins), images
+
+
+def _read_signs(
+    run: Run,
+    keep: RowFilter,
+    corrections: Corrections,
+    against: Run | None,
+    agreement: Mapping[str, float],
+    images: Mapping[int, int],
+    shards: Sequence[int],
+) -> list[_Signs]:
+    found = []
+    for shard, row, disagreement in _candidates(run, keep, corrections, against, agreement, shards):
+        rarest = min((images[entry["class_id"]] for entry in row["classes"] if entry["class_id"]), default=None)
+        found.append(_Signs(row["image_id"], shard, row["margin"], rarest, disagreement))
+    return found
 
 
 def _candidates(
-    run: Run, keep: RowFilter, corrections: Corrections, against: Run | None
+    run: Run,
+    keep: RowFilter,
+    corrections: Corrections,
+    against: Run | None,
+    agreement: Mapping[str, float],
+    shards: Sequence[int],
 ) -> Iterator[tuple[int, dict[str, Any], float | None]]:
+    """Shard, row and disagreement of every image of some shards."""
+    done = set() if against is None else against.done_shards()
     columns = _LIGHT if against is None else (*_LIGHT, *_MASK)
-    for shard in labeled_shards(run):
+    for shard in shards:
         for table in read_tables(run, columns, keep, [shard], corrections):
-            others = _masks(against, shard) if against is not None else {}
+            others = _masks(against, shard, done) if against is not None else {}
             for row in table.to_pylist():
-                yield shard, row, None if against is None else _disagreement(row, others, run, against)
+                known = agreement.get(row["image_id"])
+                if known is not None:
+                    yield shard, row, 1 - known
+                else:
+                    yield shard, row, None if against is None else _disagreement(row, others, run, against)
 
 
-def _masks(run: Run, shard: int) -> dict[str, dict[str, Any]]:
-    if shard not in run.done_shards():
+def _masks(run: Run, shard: int, done: set[int]) -> dict[str, dict[str, Any]]:
+    if shard not in done:
         raise ReviewError(
             f"{run.uri} has no shard {shard}; finish it, or label the same corpus with the same shards"
         )
@@ -119,13 +169,10 @@ def _disagreement(row: Mapping[str, Any], others: Mapping[str, Any], run: Run, a
     return float(1 - np.nanmean(ratio(agree, first + second - agree)))
 
 
-def _judge(
-    row: Mapping[str, Any], shard: int, margins: np.ndarray, images: Counter[int], disagreement: float | None
-) -> Candidate:
-    wider = len(margins) - np.searchsorted(margins, np.float32(np.nan_to_num(row["margin"])), side="right")
-    rarest = min((images[entry["class_id"]] for entry in row["classes"] if entry["class_id"]), default=None)
-    rarity = 0.0 if rarest is None else 1 - math.log1p(rarest) / math.log1p(len(margins))
-    return Candidate(row["image_id"], shard, float(wider) / len(margins), rarity, disagreement)
+def _judge(sign: _Signs, margins: np.ndarray) -> Candidate:
+    wider = len(margins) - np.searchsorted(margins, np.float32(np.nan_to_num(sign.margin)), side="right")
+    rarity = 0.0 if sign.rarest is None else 1 - math.log1p(sign.rarest) / math.log1p(len(margins))
+    return Candidate(sign.image_id, sign.shard, float(wider) / len(margins), rarity, sign.disagreement)
 
 
 def review_tasks(run: Run, picks: Sequence[Candidate]) -> list[dict[str, Any]]:

@@ -9,6 +9,9 @@ reason a death counts only under the driver that started the attempt: a killed d
 it.
 
 An image that never finishes is made to kill its process, with the same consequences (`HungWatch`).
+
+The file also keeps the rows of finished images of a shard that takes long, so that a stopped run loses seconds of
+work and not the shard. The next attempt takes them over. They are no commit: only the shard's own file is.
 """
 
 import base64
@@ -19,16 +22,21 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from cliper.pipeline.errors import StorageError
 from cliper.pipeline.storage.backend import Storage, join
 
 Row = dict[str, Any]
 
 CAREFUL_AFTER = 2  # unfinished starts under one driver
 POISON_AFTER = 2  # deaths while the image was alone
+KEEP_SECONDS = 5.0  # at least, between two writes of finished rows
+KEEP_SHARE = 0.05  # of the time, at most, that goes into writing them
 
 _NAME = re.compile(r"shard-(\d{6,})\.json")
 
@@ -46,7 +54,11 @@ class Attempts:
     fresh: bool = False  # whether the process had done nothing before `current`
     noted: float = 0.0  # when this was written, in seconds since 1970
     overdue: bool = False  # whether the last start lasted so long that an image may have hung
-    done: list[Row] = field(default_factory=list)  # rows of images that were finished alone
+    done: list[Row] = field(default_factory=list)  # rows of finished images
+    shard: int = 0
+    _taken: int = 0  # rows in `done` when this attempt began
+    _kept: float = field(default_factory=time.monotonic)  # when rows were last kept
+    _cost: float = 0.0  # seconds that took
 
     @classmethod
     def read(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts | None":
@@ -76,12 +88,15 @@ class Attempts:
         A death is the image's if its process had done nothing before, or if it came after `image_seconds`, the
         time an image may take; else the process may have died of what came before, e.g. a leak, and the image is
         tried in the next one first. `fresh`: whether this process has done nothing yet. Attempts by another driver
-        are not counted.
+        are not counted; of its rows, only those with a mask are taken over.
         """
         attempts = cls.read(storage, run_uri, shard) or cls(storage, attempts_file(run_uri, shard))
+        attempts.shard = shard
         late = time.time() - attempts.noted >= image_seconds
         if attempts.driver != driver:
             attempts.driver, attempts.starts, attempts.current, late = driver, 0, None, False
+            attempts.done = [row for row in attempts.done if row["status"] == "ok"]
+        attempts._taken = len(attempts.done)
         attempts.overdue = late and attempts.starts > 0
         attempts.starts += 1
         if attempts.current is not None and (attempts.fresh or late):
@@ -93,7 +108,7 @@ class Attempts:
     @property
     def careful(self) -> bool:
         """Whether earlier starts died often enough, or so late, to go image by image."""
-        return self.starts > CAREFUL_AFTER or self.overdue or self.deaths.total() > 0 or bool(self.done)
+        return self.starts > CAREFUL_AFTER or self.overdue or self.deaths.total() > 0
 
     def is_poison(self, image_id: str) -> bool:
         """Whether the process died too often while it labeled this image alone."""
@@ -105,12 +120,23 @@ class Attempts:
         self.current = image_id
         self._write()
 
-    def keep(self, row: Row) -> None:
-        """Remember the row of a finished image, so that the next attempt does not do it again.
-
-        It is written with the next `note`.
-        """
+    def remember(self, row: Row) -> None:
+        """Add the row of a finished image; it is written with the next `note`."""
         self.done.append(row)
+
+    def worth_keeping(self, images_left: int) -> bool:
+        """Whether rows should be kept now: images are left, and the last time is long enough ago."""
+        wait = max(KEEP_SECONDS, self._cost / KEEP_SHARE)
+        return images_left > 0 and time.monotonic() - self._kept >= wait
+
+    def keep(self, rows: Sequence[Row]) -> None:
+        """Write the rows that this attempt has finished so far. A failure of the storage is ignored."""
+        began = time.monotonic()
+        self.done = [*self.done[: self._taken], *rows]
+        with suppress(StorageError):  # the shard's own file will raise it again
+            self._write()
+        self._kept = time.monotonic()
+        self._cost = self._kept - began
 
     def _write(self) -> None:
         self.noted = time.time()

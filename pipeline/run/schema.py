@@ -14,8 +14,8 @@ import pyarrow as pa
 from cliper.model.classes import ignore_value
 from cliper.model.segmentation import Segmentation
 
-SCHEMA_VERSION = 1
-SINCE: dict[str, int] = {}  # columns that came after version 1: the version that added each
+SCHEMA_VERSION = 2
+SINCE: dict[str, int] = {"proposed": 2}  # columns that came after version 1: the version that added each
 _VERSION = b"cliper.schema_version"  # file metadata
 
 
@@ -57,6 +57,7 @@ COLUMNS = pa.schema(
         _field("stage", pa.string(), "where it failed: load, decode, segment or encode; null if ok"),
         _field("attempts", pa.int32(), "how often the image was tried", nullable=False),
         _field("run_fingerprint", pa.string(), "identity of the run that wrote the row", nullable=False),
+        _field("proposed", pa.list_(pa.int32()), "labels that the segmenter considered; null if all"),
     ]
 )
 

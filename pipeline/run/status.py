@@ -18,6 +18,7 @@ from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.run.attempts import Attempts, attempted_shard
 from cliper.pipeline.run.changed import changed_shards
 from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.heartbeat import Heartbeat, read_heartbeat
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.run.shards import FAILURES, shard_number
@@ -55,6 +56,7 @@ class Status:
     unreadable: int  # files whose footer could not be read
     driver: dict[str, Any] | None  # the lease holder; `lives` is None if this machine cannot check its process
     started: tuple[Started, ...]
+    progress: Heartbeat | None  # what the driver itself shows, at most a minute old; None if no driver works
     changed: int = 0  # shards with images to label again (run/changed.py)
 
     def to_json(self) -> str:
@@ -88,6 +90,7 @@ def read_status(run: Run, failures: bool = True) -> Status:
         unreadable=unreadable,
         driver=None if holder is None else _describe(holder),
         started=started_shards(run),
+        progress=read_heartbeat(run) if working else None,
         changed=changed,
     )
 

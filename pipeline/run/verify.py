@@ -11,15 +11,13 @@ import math
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 
 import pyarrow as pa
 
 from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, open_part, refuse_collisions
 from cliper.pipeline.errors import InputError, RunError, StorageError
-from cliper.pipeline.parallel import cpus, map_ahead
+from cliper.pipeline.parallel import Workers, cpus, crew
 from cliper.pipeline.run.changed import changed_file, changed_shards, read_changed
 from cliper.pipeline.run.check import Problem, ShardCheck, ShardJob, check_shard
 from cliper.pipeline.run.folder import Run, class_names
@@ -99,18 +97,17 @@ class Report:
         return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def verify_run(run: Run, processes: int | None = None) -> Report:
-    """Read a whole run back and check it, shard by shard in `processes` (default: as many as CPUs).
+def verify_run(run: Run, workers: Workers | None = None) -> Report:
+    """Read a whole run back and check it, shard by shard by `workers` (default: as many processes as CPUs).
 
-    Memory: a few shards per process, one part of the manifest, and 8 bytes per image. Raises RunError if there is
+    Memory: a few shards per worker, one part of the manifest, and 8 bytes per image. Raises RunError if there is
     no manifest, StorageError where the store refuses access.
     """
     manifest = run.manifest()
     report = Report(manifest.shards, manifest.images)
     done = run.done_shards()
-    wanted = processes or cpus()
-    with _executor(min(wanted, math.ceil(len(done) / SHARDS_PER_PROCESS))) as pool:
-        for check in map_ahead(pool, check_shard, _jobs(run, manifest, done, report), ahead=2 * wanted):
+    with crew(workers or cpus(), most=math.ceil(len(done) / SHARDS_PER_PROCESS)) as readers:
+        for check in readers.map(check_shard, _jobs(run, manifest, done, report)):
             report.merge(check)
     for shard in changed_shards(run):
         report.add(_outdated(run, shard))
@@ -124,13 +121,6 @@ def _outdated(run: Run, shard: int) -> Problem:
     except RunError as error:
         return Problem("unreadable", changed_file(shard), str(error))
     return Problem("outdated", changed_file(shard), f"{count} images; the run's 'cliper label' labels them", count)
-
-
-def _executor(processes: int) -> Executor:
-    """Processes, because hashing and decoding hold Python's lock; spawned, because S3 clients survive no fork."""
-    if processes <= 1:
-        return ThreadPoolExecutor(1)
-    return ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
 
 def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Iterator[ShardJob]:

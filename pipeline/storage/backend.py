@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
+from cliper.pipeline.storage.direct import DirectS3, direct_s3
+from cliper.pipeline.storage.listing import glob_s3, list_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
@@ -32,7 +34,7 @@ from cliper.pipeline.storage.retry import (
     refuses_keys,
     with_retries,
 )
-from cliper.pipeline.storage.s3 import list_s3, s3_options
+from cliper.pipeline.storage.s3 import s3_options
 from cliper.pipeline.storage.web import read_web, web_filesystem
 
 T = TypeVar("T")
@@ -67,12 +69,24 @@ class Storage:
         filesystem.retries = 1  # s3fs's own loop, see s3.CLIENT
         return filesystem, uri.removeprefix("s3://").rstrip("/")
 
-    def operate(self, uri: str, operation: Callable[[Any, str], T]) -> T:
-        """Return operation(filesystem, path), with retries where the storage is remote.
+    def objects(self, uri: str) -> tuple[Any, str]:
+        """Return (client, path) for single objects: obstore's for S3 if it covers the set-up, else `filesystem`.
 
-        Raises FileNotFoundError, or StorageError if access is refused or the storage keeps failing.
+        The client has the methods of DirectS3. Raises StorageError as `filesystem` does.
         """
-        filesystem, path = self.filesystem(uri)
+        if not uri.startswith("s3://"):
+            return self.filesystem(uri)
+        path = uri.removeprefix("s3://").rstrip("/")
+        direct = direct_s3(s3_options(self.options), path, lambda: self.filesystem(uri)[0])
+        return (direct, path) if direct is not None else self.filesystem(uri)
+
+    def operate(self, uri: str, operation: Callable[[Any, str], T], listing: bool = False) -> T:
+        """Return operation(client, path), with retries where the storage is remote; see `objects`.
+
+        `listing`: the operation needs an fsspec filesystem. Raises FileNotFoundError, or StorageError if access is
+        refused or the storage keeps failing.
+        """
+        filesystem, path = self.filesystem(uri) if listing else self.objects(uri)
         with access_errors(uri):
             if isinstance(filesystem, LocalFileSystem):
                 return operation(filesystem, path)
@@ -133,17 +147,18 @@ class Storage:
         self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
     ) -> list[bytes | Exception]:
         try:
-            filesystem, _ = self.filesystem(uris[0])
+            clients = [self.objects(uri) for uri in uris]
         except StorageError as error:  # an unknown scheme, or one whose package is not installed
             return [error] * len(uris)
-        paths = [self.filesystem(uri)[1] for uri in uris]
         starts = [None if r is None else r[0] for r in ranges]
         ends = [None if r is None else r[1] for r in ranges]
 
         def fetch(places: Sequence[int]) -> list[bytes | Exception]:
-            wanted = ([values[i] for i in places] for values in (paths, starts, ends))
-            found: list[bytes | Exception] = filesystem.cat_ranges(*wanted, on_error="return")
-            return [_empty_if_out_of_range(data, starts[i]) for i, data in zip(places, found, strict=True)]
+            found: dict[int, bytes | Exception] = {}
+            for client, members in _by_client(places, clients):
+                wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]
+                found.update(zip(members, client.cat_ranges(*wanted, on_error="return"), strict=True))
+            return [_empty_if_out_of_range(found[i], starts[i]) for i in places]
 
         results = fetch_with_retries(fetch, len(uris))
         errors = [result for result in results if isinstance(result, Exception)]
@@ -221,12 +236,21 @@ class Storage:
             filesystem.invalidate_cache()
             return bool(filesystem.exists(path))
 
-        return self.operate(uri, ask)
+        return self.operate(uri, ask, listing=True)
 
-    def glob(self, pattern: str) -> dict[str, dict[str, Any]]:
-        """Return the matches, by path inside the filesystem, as fsspec describes it (type, size)."""
-        found: dict[str, dict[str, Any]] = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True))
-        return found
+    def glob(self, pattern: str) -> Iterator[Stored]:
+        """Yield the files of a remote store that match a pattern, by path inside the filesystem, sorted."""
+        if pattern.startswith("s3://"):
+            filesystem, path = self.filesystem(pattern)
+            bucket = path.partition("/")[0]
+            with access_errors(pattern):
+                for key, size, modified, tag in glob_s3(filesystem, path):
+                    yield Stored(f"{bucket}/{key}", size, modified, tag)
+            return
+        found = self.operate(pattern, lambda fs, path: fs.glob(path, detail=True), listing=True)
+        for name in sorted(found):
+            if found[name]["type"] == "file":
+                yield Stored(name, int(found[name]["size"]), None, found[name].get("ETag"))
 
     def open(self, uri: str, ahead: bool = True) -> Any:
         """Open for random reads (binary, seekable); remote reads are retried like everything else.
@@ -258,6 +282,16 @@ class Storage:
                 found = with_retries(lambda: filesystem.find(path, detail=True))
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+
+def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, list[int]]]:
+    """Group places by their client: obstore's has one per bucket, fsspec's is one for all."""
+    groups: dict[Any, tuple[Any, list[int]]] = {}
+    for i in places:
+        client = clients[i][0]
+        key = client.bucket if isinstance(client, DirectS3) else ""
+        groups.setdefault(key, (client, []))[1].append(i)
+    yield from groups.values()
 
 
 def _empty_if_out_of_range(data: bytes | Exception, start: int | None) -> bytes | Exception:

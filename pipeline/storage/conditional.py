@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.storage.backend import Storage, access_errors, is_local
+from cliper.pipeline.storage.direct import DirectS3
 from cliper.pipeline.storage.retry import error_code
 
 # "unconditional": written, but another writer may overwrite it at the same moment.
@@ -27,11 +28,11 @@ _NOT_OFFERED = ("NotImplemented", "501", "InvalidArgument", "InvalidRequest", "4
 def read_versioned(storage: Storage, uri: str) -> tuple[bytes, str] | None:
     """Return (content, version) of a file, or None if it is not there; the version changes with the content."""
     try:
-        version = _etag(storage, uri) if uri.startswith("s3://") else None
-        content = storage.read(uri)
+        content, version = (
+            storage.operate(uri, _content_and_tag) if uri.startswith("s3://") else (storage.read(uri), "")
+        )
     except FileNotFoundError:
         return None
-    # The tag was asked for before the content: if both changed in between, a write on this tag is refused.
     return content, version or _digest(content)
 
 
@@ -82,6 +83,9 @@ def _put_if(storage: Storage, uri: str, content: bytes, version: str | None) -> 
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
 
     def put(filesystem: Any, path: str) -> None:
+        if isinstance(filesystem, DirectS3):
+            filesystem.put_if(path, content, version)
+            return
         bucket, _, key = path.partition("/")
         filesystem.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
 
@@ -102,9 +106,13 @@ def _put_if(storage: Storage, uri: str, content: bytes, version: str | None) -> 
     return "done"
 
 
-def _etag(storage: Storage, uri: str) -> str:
-    tag: str = storage.operate(uri, lambda filesystem, path: filesystem.info(path, refresh=True)["ETag"])
-    return tag
+def _content_and_tag(filesystem: Any, path: str) -> tuple[bytes, str | None]:
+    """An S3 object's content and ETag."""
+    if isinstance(filesystem, DirectS3):
+        return filesystem.read_versioned(path)
+    # The tag is asked for before the content: if both change in between, a write on this tag is refused.
+    tag: str = filesystem.info(path, refresh=True)["ETag"]
+    return filesystem.cat_file(path), tag
 
 
 def _digest(content: bytes) -> str:

@@ -176,8 +176,8 @@ def test_equal_hashes_of_different_ids_are_no_collision(tmp_path: Path, monkeypa
 
 
 def test_a_bucket_is_listed_page_by_page() -> None:
-    with listing_server(2_345) as endpoint:
+    with listing_server(2_345) as (endpoint, _):
         storage = Storage({"endpoint_url": endpoint, "key": "key", "secret": "secret"})
         entries = list(list_entries(storage, "s3://bucket/photos", InputConfig()))
-    assert [e.image_id for e in entries] == [f"{i // 1000:04d}/{i:09d}.jpg" for i in range(2_345)]
-    assert entries[-1].uri == "s3://bucket/photos/0002/000002344.jpg"
+    assert [e.image_id for e in entries] == [f"{i // 8:04d}/{i:09d}.jpg" for i in range(2_345)]
+    assert entries[-1].uri == "s3://bucket/photos/0293/000002344.jpg"

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.corpus.decode import decode, to_file_grid, upright
 from cliper.pipeline.corpus.manifest import Manifest
-from cliper.pipeline.dataset import Example, MaskDataset, Share, split
+from cliper.pipeline.dataset import Example, MaskDataset, PadBatch, RandomCrop, Share, split
 from cliper.pipeline.errors import FilterError, InputError, RunError
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.rows import RowFilter
@@ -215,14 +215,94 @@ def test_an_unfinished_run_is_refused_unless_shards_are_named(run: Run, tmp_path
         MaskDataset(run, rank=1)
 
 
-def test_s3_with_a_worker(tmp_path: Path, s3: S3Server) -> None:
-    bucket = s3.bucket("train")
-    write_corpus(s3.folder / "train" / "images", 6)
+@pytest.mark.parametrize(("context", "workers"), [("spawn", 1), ("fork", 2)])
+def test_s3_with_workers(tmp_path: Path, s3: S3Server, context: str, workers: int) -> None:
+    """By fork too: the parent has read from S3, and its connections are not the workers'."""
+    bucket = s3.bucket(f"train-{context}")
+    write_corpus(s3.folder / f"train-{context}" / "images", 12)
     run, _ = make_run(f"{bucket}/images", f"{bucket}/run", Storage(s3.options))
+    dataset = MaskDataset(run)
+    first = next(iter(dataset))
     loader: DataLoader[Any] = DataLoader(
-        MaskDataset(run), batch_size=2, num_workers=1, collate_fn=whole_batch, multiprocessing_context="spawn"
+        dataset, batch_size=2, num_workers=workers, collate_fn=whole_batch, multiprocessing_context=context
     )
-    assert len({example.image_id for batch in loader for example in batch}) == 6
+    seen = [example.image_id for batch in loader for example in batch]
+    assert len(seen) == len(set(seen)) == 12
+    assert first.image_id in seen
+
+
+def test_length_is_of_the_rank(run: Run) -> None:
+    assert len(MaskDataset(run)) == 38
+    assert [len(MaskDataset(run, rank=rank, world_size=3)) for rank in range(3)] == [12, 13, 13]
+    assert len(DataLoader(MaskDataset(run), batch_size=5)) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("epoch", "batches"), [(0, 3), (1, 1), (1, 8), (2, 0)])
+def test_a_stateful_loader_resumes_inside_any_epoch(run: Run, workers: int, epoch: int, batches: int) -> None:
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader() -> tuple[MaskDataset, Any]:
+        dataset = MaskDataset(run, shuffle_buffer=6, seed=3)
+        return dataset, StatefulDataLoader(dataset, batch_size=4, num_workers=workers, collate_fn=whole_batch)
+
+    def names(batch: list[Example]) -> list[str]:
+        return [example.image_id for example in batch]
+
+    dataset, whole = loader()
+    epochs = []
+    for number in range(epoch + 2):
+        dataset.set_epoch(number)
+        epochs.append([names(batch) for batch in whole])
+    dataset, stopped = loader()
+    dataset.set_epoch(epoch)
+    passing = iter(stopped)
+    seen = [names(next(passing)) for _ in range(batches)]
+    state = stopped.state_dict()
+    _, resumed = loader()
+    resumed.load_state_dict(state)
+    seen += [names(batch) for batch in resumed]
+    assert seen == epochs[epoch]
+    resumed.dataset.set_epoch(epoch + 1)
+    assert [names(batch) for batch in resumed] == epochs[epoch + 1], "the next epoch is whole"
+
+
+def test_a_resumed_pass_reads_only_what_is_left(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cliper.pipeline import dataset as module
+
+    loaded: list[str] = []
+
+    def counted(storage: Storage, shard: int, entries: Any, column: str) -> Any:
+        loaded.extend(entry.image_id for entry in entries)
+        return load_entries(storage, shard, entries, column)
+
+    load_entries = module.load_entries
+    dataset = MaskDataset(run, shuffle_buffer=4)
+    passing = iter(dataset)
+    first = [next(passing).image_id for _ in range(30)]
+    monkeypatch.setattr(module, "load_entries", counted)
+    dataset.load_state_dict(dataset.state_dict())
+    rest = ids(dataset)
+    assert sorted(loaded) == sorted(rest)
+    assert Counter(first + rest) == Counter(ids(MaskDataset(run)))
+    with pytest.raises(RunError, match="the loader's state is of other rows, or of another seed"):
+        MaskDataset(run, seed=1).load_state_dict(dataset.state_dict())
+
+
+def test_crops_and_padded_batches(run: Run) -> None:
+    ignored = MaskDataset(run).ignore_value
+    cropped = MaskDataset(run, transform=RandomCrop(20, ignored))
+    images, masks, names = next(iter(DataLoader(cropped, batch_size=4)))
+    assert (images.shape, masks.shape, len(names)) == ((4, 3, 20, 20), (4, 20, 20), 4)
+    one, other = list(MaskDataset(run, shuffle=False))[:2]
+    large = Example(torch.ones(3, 60, 50, dtype=torch.uint8), torch.ones(60, 50, dtype=torch.int64), "large")
+    images, masks, names = PadBatch(ignored)([one, large, other])
+    height, width = (max(60, one.mask.shape[0]), max(50, one.mask.shape[1]))
+    assert images.shape == (3, 3, height, width)
+    assert torch.equal(masks[0, : one.mask.shape[0], : one.mask.shape[1]], one.mask)
+    assert (masks[1, 60:] == ignored).all()
+    image, mask = RandomCrop(90, ignored)(large.image, large.mask)
+    assert (image.shape, int((mask == 1).sum()), int((mask == ignored).sum())) == ((3, 90, 90), 3000, 5100)
 
 
 def test_tar_members_and_parquet_rows(tmp_path: Path) -> None:

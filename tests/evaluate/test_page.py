@@ -23,7 +23,7 @@ from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.evaluate.page import write_report
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.results import Setting, image_miou, summarise, to_csv, to_markdown
-from cliper.pipeline.evaluate.sweep import SweepShard, make_grid, open_sweep, sweep_results
+from cliper.pipeline.evaluate.sweep import SweepShard, make_grid, open_sweep, sweep_results, sweep_table
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.storage.backend import Storage
 from tests.support import benchmark_trees as trees
@@ -262,3 +262,12 @@ def test_csv_leaves_undefined_ratios_empty():
     entry = {"class_id": 1, "name": "a, b", "counted": False, "iou": None, "accuracy": None, "boundary_iou": None,
              "truth_pixels": 0, "predicted_pixels": 0}  # fmt: skip
     assert to_csv({"per_class": [entry]}).splitlines()[1] == '1,"a, b",False,,,,0,0'
+
+
+def test_the_margin_threshold_is_swept_and_otherwise_not_named():
+    model = CLIPerConfig()
+    grid = make_grid(model, {"margin_threshold": [0.0, 0.3]})
+    assert [variant["margin_threshold"] for variant in grid.variants()] == [0.0, 0.3]
+    assert "margin_threshold" not in make_grid(model, {"presence_threshold": [0.1]}).variants()[0]
+    rows = [variant | {"miou": 0.5, "pixel_accuracy": 0.6} for variant in grid.variants()]
+    assert sweep_table(rows).splitlines()[0] == "| margin_threshold | mIoU | pixel accuracy |"

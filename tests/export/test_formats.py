@@ -1,7 +1,9 @@
 """Every format, read back as its own tools read it, must reproduce the masks of the run."""
 
+import ast
 import io
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -18,6 +20,7 @@ from cliper.pipeline.corpus.decode import to_file_grid
 from cliper.pipeline.errors import ExportError
 from cliper.pipeline.export.brush import decode_brush
 from cliper.pipeline.export.driver import LISTING, export
+from cliper.pipeline.export.regions import boxes, components
 from cliper.pipeline.export.registry import EXPORTERS
 from cliper.pipeline.run.folder import Run, class_names
 from tests.support.export_runs import MANY, plan_of, scenes, scripted_run, stored_masks
@@ -40,7 +43,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 def read_coco(folder: Path, run: Run) -> Masks:
     from pycocotools.coco import COCO
 
-    coco = COCO(folder / "annotations.json")
+    found = {}
+    for path in sorted((folder / "annotations").iterdir()):
+        found |= coco_masks(COCO(path), path.stem.removeprefix("instances_"), run)
+    return found
+
+
+def coco_masks(coco: Any, split: str, run: Run) -> Masks:
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == list(class_names(run.identity))
     found = {}
     for image in coco.loadImgs(coco.getImgIds()):
@@ -59,11 +68,17 @@ def read_coco(folder: Path, run: Run) -> Masks:
 
 def read_panoptic(folder: Path, run: Run) -> Masks:
     """By the format's rule: id = R + 256 G + 65536 B; every id but 0 is listed with its category."""
-    content = json.loads((folder / "panoptic.json").read_text())
+    found = {}
+    for path in sorted((folder / "annotations").glob("*.json")):
+        found |= panoptic_masks(json.loads(path.read_text()), path.with_suffix(""))
+    return found
+
+
+def panoptic_masks(content: dict[str, Any], folder: Path) -> Masks:
     ids = {image["id"]: image["cliper_image_id"] for image in content["images"]}
     found = {}
     for annotation in content["annotations"]:
-        with Image.open(folder / "panoptic" / annotation["file_name"]) as image:
+        with Image.open(folder / annotation["file_name"]) as image:
             segment = np.array(image.convert("RGB")).astype(int) @ [1, 256, 65536]
         labels = np.zeros(segment.shape, np.uint16)
         for listed in annotation["segments_info"]:
@@ -78,6 +93,7 @@ def read_panoptic(folder: Path, run: Run) -> Masks:
 
 def names_to_ids(folder: Path) -> dict[str, str]:
     rows = [json.loads(line) for line in (folder / LISTING).read_text().splitlines()]
+    rows = [row for row in rows if "left_out" not in row]
     found = {row["name"]: row["image_id"] for row in rows}
     assert len(found) == len(rows)
     return found
@@ -87,10 +103,11 @@ def read_voc(folder: Path, run: Run) -> Masks:
     import_module("cliper.model._libraries")  # torchvision may need help to import
     from torchvision.datasets import VOCSegmentation
 
-    assert (folder / "classes.txt").read_text().splitlines() == ["background", *class_names(run.identity)]
+    root = folder / "VOCdevkit" / "VOC2012"
+    assert (root / "classes.txt").read_text().splitlines() == ["background", *class_names(run.identity)]
     ids, found = names_to_ids(folder), {}
     for split in ("train", "val"):
-        dataset = VOCSegmentation(folder.parent.parent, "2012", split)
+        dataset = VOCSegmentation(folder, "2012", split)
         for (image, mask), path in zip(dataset, dataset.masks, strict=True):
             assert image.size == mask.size
             found[ids[Path(path).stem]] = np.array(mask)
@@ -104,7 +121,7 @@ def read_yolo(folder: Path, run: Run) -> Masks:
     content = yaml.safe_load((folder / "data.yaml").read_text())
     assert content["names"] == dict(enumerate(class_names(run.identity)))
     ids, sizes, found = names_to_ids(folder), {k: v.shape for k, v in stored_masks(run).items()}, {}
-    for split in ("train", "val"):
+    for split in ("train", "val", "test"):
         for path in (folder / "labels" / split).glob("*.txt"):
             height, width = sizes[ids[path.stem]]
             labels = np.zeros((height, width), np.uint16)
@@ -126,11 +143,15 @@ def read_webdataset(folder: Path, run: Run) -> Masks:
     import webdataset
 
     tars = [str(folder / part["url"]) for part in json.loads((folder / "index.json").read_text())["shardlist"]]
-    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil", only=["json"]))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
+    few = len(class_names(run.identity)) <= 254
+    raw = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil", only=["json"]))
     found = {}
-    for sample in samples:
-        with Image.open(io.BytesIO(sample["mask.png"])) as image:
+    for sample, stored in zip(samples, raw, strict=True):
+        with Image.open(io.BytesIO(stored["mask.png"])) as image:
             found[sample["json"]["image_id"]] = np.array(image)
+        if few:  # webdataset's "pil" is RGB, of equal channels here
+            assert (np.asarray(sample["mask.png"])[..., 1] == found[sample["json"]["image_id"]]).all()
         pictures = {"jpg", "png", "webp"} & set(sample)
         assert len(pictures) == 1
     assert len(found) == len(samples)
@@ -138,9 +159,15 @@ def read_webdataset(folder: Path, run: Run) -> Masks:
 
 
 def read_huggingface(folder: Path, run: Run) -> Masks:
-    from datasets import load_dataset
+    from datasets import concatenate_datasets, load_dataset
 
-    dataset = load_dataset(str(folder), cache_dir=str(folder.parent / "cache"))["train"]
+    splits = load_dataset(str(folder), cache_dir=str(folder.parent / "cache"))
+    dataset = concatenate_datasets(list(splits.values()))
+    names = ["background", *class_names(run.identity)]
+    assert dataset.features["classes"].feature["class_id"].names == names
+    assert json.loads((folder / "id2label.json").read_text()) == dict(
+        zip(map(str, range(400)), names, strict=False)
+    )
     assert type(dataset.features["mask"]).__name__ == "Image"
     assert dataset[0]["classes"][0].keys() >= {"class_id", "name", "pixels"}
     return {row["image_id"]: np.array(row["mask"]) for row in dataset}
@@ -205,6 +232,112 @@ def read_fiftyone(folder: Path, run: Run) -> Masks:
     return found
 
 
+def read_coco_results(folder: Path, run: Run) -> Masks:
+    """By COCO's rule: predictions with scores; image k is the k-th of the listing."""
+    from pycocotools import mask as coco
+
+    sizes, found = {k: v.shape for k, v in stored_masks(run).items()}, {}
+    ids = list(names_to_ids(folder).values())
+    found = {image_id: np.zeros(sizes[image_id], np.uint16) for image_id in ids}
+    for one in json.loads((folder / "results.json").read_text()):
+        assert 0 <= one["score"] <= 1
+        found[ids[one["image_id"] - 1]][coco.decode(one["segmentation"]).astype(bool)] = one["category_id"]
+    return found
+
+
+def read_boxes(folder: Path, run: Run) -> Masks:
+    """The boxes are those of the connected regions; returns the run's masks if all are."""
+    ids, wanted = names_to_ids(folder), stored_masks(run)
+    for path in (folder / "labels").rglob("*.txt"):
+        labels = wanted[ids[path.stem]]
+        height, width = labels.shape
+        numbers, owners = components(labels)
+        expected = sorted((owners[i - 1] - 1, x, y, w, h) for i, x, y, w, h, _ in boxes(numbers))
+        rows = [list(map(float, line.split())) for line in path.read_text().splitlines()]
+        assert all(0 <= value <= 1 for row in rows for value in row[1:])
+        drawn = sorted(
+            (int(k), round((x - w / 2) * width), round((y - h / 2) * height), round(w * width), round(h * height))
+            for k, x, y, w, h in rows
+        )
+        assert drawn == expected
+    return wanted
+
+
+def read_labelme(folder: Path, run: Run) -> Masks:
+    """By the format's rule: polygons along the edges of pixels, filled."""
+    from pycocotools import mask as coco
+
+    names = {name: label for label, name in enumerate(class_names(run.identity), 1)}
+    assert (folder / "labels.txt").read_text().splitlines()[2:] == list(names)
+    ids, found = names_to_ids(folder), {}
+    for path in folder.glob("*.json"):
+        if path.stem not in ids:
+            continue
+        content = json.loads(path.read_text())
+        height, width = content["imageHeight"], content["imageWidth"]
+        labels = np.zeros((height, width), np.uint16)
+        for shape in content["shapes"]:
+            [rle] = coco.frPyObjects([np.ravel(shape["points"]).tolist()], height, width)
+            labels[coco.decode(rle).astype(bool)] = names[shape["label"]]
+        with Image.open(folder / content["imagePath"]) as image:
+            assert image.size == (width, height)
+        found[ids[path.stem]] = labels
+    return found
+
+
+def read_datumaro(folder: Path, run: Run) -> Masks:
+    """By the format's rule; with datumaro itself in test_tools.py."""
+    from pycocotools import mask as coco
+
+    found = {}
+    for path in (folder / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        listed = [one["name"] for one in content["categories"]["label"]["labels"]]
+        assert listed == ["background", *class_names(run.identity)]
+        for item in content["items"]:
+            labels = np.zeros(item["image"]["size"], np.uint16)
+            for one in item["annotations"]:
+                labels[coco.decode(one["rle"]).astype(bool)] = one["label_id"]
+            found[item["attr"]["image_id"]] = labels
+            assert (folder / "images" / path.stem / item["image"]["path"]).is_file()
+    return found
+
+
+def read_folders(folder: Path, run: Run) -> Masks:
+    """As mmsegmentation finds files: by the configuration's prefixes and suffixes."""
+    ids, found = names_to_ids(folder), {}
+    settings: dict[str, Any] = {}
+    for name in ("train", "val", "test"):
+        [value] = re.findall(
+            rf"^{name}_dataset = (.*?)^(?=\S|\Z)", (folder / "mmseg.py").read_text() + "\n", re.M | re.S
+        )
+        settings[name] = ast.literal_eval(value)
+    for one in settings.values():
+        assert one["metainfo"]["classes"] == class_names(run.identity)
+        prefix, ending = folder / one["data_prefix"]["seg_map_path"], one["seg_map_suffix"]
+        for path in prefix.rglob(f"*{ending}"):
+            image = folder / one["data_prefix"]["img_path"] / path.relative_to(prefix)
+            assert Path(str(image).replace(ending, one["img_suffix"])).is_file()
+            values = np.array(Image.open(path))
+            assert values.dtype == np.uint8
+            labels = values if one["reduce_zero_label"] else np.where(values == 255, 0, values + 1)
+            found[ids[path.name.removesuffix(ending)]] = labels
+    return found
+
+
+def read_sagemaker(folder: Path, run: Run) -> Masks:
+    found = {}
+    for path in folder.glob("*.manifest"):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            assert Path(row["source-ref"]).is_file()
+            names = [one["class-name"] for one in row["cliper-ref-metadata"]["internal-color-map"].values()]
+            assert names == ["BACKGROUND", *class_names(run.identity)]
+            found[names_to_ids(folder)[Path(row["source-ref"]).stem]] = np.array(Image.open(row["cliper-ref"]))
+    return found
+
+
+EIGHT_BITS = ("cityscapes", "ade", "sagemaker")
 READERS: dict[str, Callable[[Path, Run], Masks]] = {
     "coco": read_coco,
     "coco-panoptic": read_panoptic,
@@ -215,6 +348,13 @@ READERS: dict[str, Callable[[Path, Run], Masks]] = {
     "label-studio": read_label_studio,
     "cvat": read_cvat,
     "fiftyone": read_fiftyone,
+    "coco-results": read_coco_results,
+    "yolo-detect": read_boxes,
+    "labelme": read_labelme,
+    "datumaro": read_datumaro,
+    "cityscapes": read_folders,
+    "ade": read_folders,
+    "sagemaker": read_sagemaker,
 }
 
 
@@ -234,7 +374,11 @@ def assert_same(found: Mapping[str, np.ndarray | None], run: Run, turned: Mappin
 @pytest.mark.parametrize("which", COUNTS)
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_read_back_with_images(name: str, which: str, runs: dict[str, Run], tmp_path: Path) -> None:
-    run, folder = runs[which], tmp_path / "VOCdevkit" / "VOC2012"
+    run, folder = runs[which], tmp_path / "out"
+    if which == "many" and name in EIGHT_BITS:
+        with pytest.raises(ExportError, match="254 classes"):
+            export(run, plan_of(run, name), str(folder))
+        return
     done = export(run, plan_of(run, name, images=True, val_share=0.3), str(folder))
     assert (done.images, done.left_out) == (COUNTS[which], {})
     found = READERS[name](folder, run)
@@ -258,7 +402,7 @@ def test_coco_without_images_names_their_uris(runs: dict[str, Run], tmp_path: Pa
     run = runs["scenes"]
     export(run, plan_of(run, "coco"), str(tmp_path / "out"))
     assert_same(read_coco(tmp_path / "out", run), run)
-    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    content = json.loads((tmp_path / "out" / "annotations" / "instances_train.json").read_text())
     assert all(Path(image["file_name"]).is_file() for image in content["images"])
     assert not (tmp_path / "out" / "images").exists()
 
@@ -269,7 +413,7 @@ def test_copied_images_are_in_the_grid_of_their_masks(name: str, runs: dict[str,
     run = runs["scenes"]
     export(run, plan_of(run, name, images=True), str(tmp_path))
     wanted, ids = stored_masks(run), names_to_ids(tmp_path)
-    folder = {"voc": "JPEGImages", "yolo-seg": "images/train", "coco": "images"}[name]
+    folder = {"voc": "VOCdevkit/VOC2012/JPEGImages"}.get(name, "images/train")
     files = sorted((tmp_path / folder).iterdir())
     assert len(files) == COUNTS["scenes"]
     for path in files:
@@ -298,7 +442,7 @@ def test_fiftyone_itself_reads_the_folder(runs: dict[str, Run], tmp_path: Path) 
 
 def test_text_that_xml_cannot_represent_is_refused(tmp_path: Path, runs: dict[str, Run]) -> None:
     for name in ("cvat", "label-studio"):
-        plan = replace(plan_of(runs["scenes"], name), class_names=("bell \x07",))
+        plan = replace(plan_of(runs["scenes"], name), run_classes=("bell \x07",))
         with pytest.raises(
             ExportError, match=r"class name 'bell \\x07' holds '\\x07', which XML cannot represent"
         ):

@@ -1,6 +1,7 @@
 """The pieces of exports: names, brush code, polygons, RLE, pictures. Round trips hold for any mask."""
 
 import io
+import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -14,13 +15,13 @@ from PIL import Image, ImageOps
 
 from cliper.pipeline.errors import ImageError, StorageError
 from cliper.pipeline.export.brush import decode_brush, encode_brush
-from cliper.pipeline.export.formats.coco import class_rles
+from cliper.pipeline.export.formats.coco import segment_rles
 from cliper.pipeline.export.formats.cvat import region_rle
 from cliper.pipeline.export.formats.label_studio import image_url
-from cliper.pipeline.export.formats.yolo import polygon_lines
+from cliper.pipeline.export.formats.yolo import lines_of
 from cliper.pipeline.export.images import in_mask_grid, without_orientation
 from cliper.pipeline.export.names import MAX_BYTES, clashing_names, file_name
-from cliper.pipeline.export.polygons import regions
+from cliper.pipeline.export.polygons import outlines, polygons, regions
 from cliper.pipeline.storage.backend import Storage
 from tests.support.export_runs import HARD_IDS
 
@@ -55,13 +56,48 @@ def test_polygons_of_nested_rings_and_of_noise() -> None:
         assert np.array_equal(found, mask)
 
 
+@settings(deadline=None, max_examples=100)
+@given(label_maps)
+def test_outlines_fill_to_the_label_map_again_by_cocos_rule(labels: np.ndarray) -> None:
+    from pycocotools import mask as coco
+
+    found = np.zeros(labels.shape, int)
+    for label, points in outlines(labels):
+        [rle] = coco.frPyObjects([points.ravel().astype(float).tolist()], *labels.shape)
+        found += coco.decode(rle).astype(int) * label
+    assert np.array_equal(found, labels)
+
+
+def test_polygons_are_linear_in_holes() -> None:
+    """Vertices are counted, and the time of four times the holes is far from sixteen times as long."""
+    seconds = []
+    for side in (150, 300):
+        mask = np.ones((side + 2, side + 2), bool)
+        mask[1:-2:3, 1:-2:3] = False
+        started = time.process_time()
+        [polygon] = regions(mask)
+        seconds.append(time.process_time() - started)
+        assert 4 * (~mask).sum() < len(polygon) < 8 * (~mask).sum()
+    assert seconds[1] < 10 * seconds[0]
+
+
+def test_simplified_polygons_keep_holes_and_most_of_the_mask() -> None:
+    rings = np.hypot(*np.mgrid[-60:61, -60:61]).astype(int) % 24 < 12
+    exact = sum(len(points) for points in regions(rings))
+    for tolerance, least in ((1.0, 0.9), (2.0, 0.8)):
+        lines = list(regions(rings, tolerance))
+        found = sum(filled(points, rings.shape).astype(int) for points in lines) > 0
+        assert (found & rings).sum() / (found | rings).sum() > least
+        assert sum(map(len, lines)) < exact / 2
+
+
 @pytest.mark.parametrize("scale", [0.5, 1.7, 3.0])
 def test_resized_polygons_stay_within_a_pixel_of_the_mask(scale: float) -> None:
     """The bound that docs/EXPORT.md states: a pixel before and one after resizing, along outlines and edges."""
     labels = (np.hypot(*np.mgrid[-60:61, -80:81]).astype(int) // 25).astype(np.uint8)
     height, width = (round(side * scale) for side in labels.shape)
     found = np.zeros((height, width), np.uint8)
-    for line in polygon_lines(labels):
+    for line in lines_of(polygons(labels), labels.shape):
         number, *values = line.split()
         points = np.array(values, float).reshape(-1, 2) * (width, height)
         found[filled(points, found.shape)] = int(number) + 1
@@ -114,10 +150,10 @@ def test_a_damaged_brush_is_refused(cut: int) -> None:
 
 @settings(deadline=None)
 @given(label_maps)
-def test_class_rles_are_pycocotools_own(labels: np.ndarray) -> None:
+def test_segment_rles_are_pycocotools_own(labels: np.ndarray) -> None:
     from pycocotools import mask as coco
 
-    found = class_rles(labels)
+    found = segment_rles(labels)
     assert set(found) == set(np.unique(labels).tolist()) - {0}
     for label, rle in found.items():
         assert rle == coco.encode(np.asfortranarray(labels == label))

@@ -2,23 +2,31 @@
 
 import os
 import signal
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from cliper.jobs.common import execute
+from cliper.jobs.common import Resources, execute, with_overrides
 from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import JobConfig
+from cliper.model.segmentation import Segmentation
+from cliper.pipeline.config import JobConfig, load_config
+from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
 from cliper.pipeline.label import segmenters
-from cliper.pipeline.label.job import open_job
+from cliper.pipeline.label.job import fitting_shards, open_job
+from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.folder import read_run
+from cliper.pipeline.run.heartbeat import read_heartbeat
 from cliper.pipeline.run.rows import read_tables
+from cliper.pipeline.run.status import read_status
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import PHOTOS
 from tests.jobs.test_cli import all_rows, cliper, label_command, started, wait_for_shards
@@ -141,6 +149,90 @@ def test_pools_that_cannot_be_scheduled_are_refused_on_resume_too(brightness: No
         run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
     with pytest.raises(ResourceError, match="9 actors with 0.5 CPU each"):
         run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
+
+
+class Patient(Brightness):
+    """0.3 s per image; every image is noted in a file."""
+
+    log = Path()
+
+    def __init__(self, config: JobConfig, classes: Any, log: Path) -> None:
+        super().__init__(config, classes)
+        self.log = log
+
+    def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> list[Segmentation]:
+        time.sleep(0.3 * len(images))
+        with self.log.open("a") as log:
+            log.writelines(f"{image_id}\n" for image_id in image_ids)
+        return super().segment(images, image_ids)
+
+
+def kept_rows(output: Path) -> int:
+    """Rows in committed shards, and finished rows of the others."""
+    found = read_status(read_run(str(output), Storage()))
+    left = [Attempts.read(Storage(), str(output), started.shard) for started in found.started]
+    return found.images_done + sum(len(attempts.done) for attempts in left if attempts is not None)
+
+
+def test_ctrl_c_after_20_of_40_images_keeps_all_but_the_batches_at_hand(
+    brightness: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors; progress shows the images of shards that are not committed, also in the run folder."""
+    corpus, output, log = tmp_path / "corpus", tmp_path / "run", tmp_path / "log"
+    contents = write_corpus(corpus, 40)
+    patient = kind(lambda config, classes: Patient(config, classes, log))
+    monkeypatch.setitem(segmenters.SEGMENTERS, "patient", patient)
+    phases, told, before_commit = [], [0], []
+
+    def stop_at_20() -> None:
+        while told[0] < 20:
+            time.sleep(0.2)
+            now = read_heartbeat(read_run(str(output), Storage())) if (output / "run.json").exists() else None
+            if now is not None:
+                phases.append(now.phase)
+                told[0] = now.images
+                before_commit.append(now.images > 8 * len(list(output.glob("labels/*"))))
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    monkeypatch.setattr("cliper.jobs.progress.EVERY", 0.5)
+    thread = threading.Thread(target=stop_at_20, daemon=True)
+    thread.start()
+    two = {"segmenter": "patient", "resources": {"actors": 2, "cpus_per_actor": 1}}
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, output, **two)
+    thread.join()
+    assert phases[-1] == "labeling"
+    assert any(before_commit)
+    assert len(list(output.glob("manifest/*.parquet"))) == 1
+    assert not (output / "progress.json").exists()
+    kept = kept_rows(output)
+    assert kept >= told[0] - 2 * 8
+    assert kept < 40
+    done = len(log.read_text().splitlines())
+    run(corpus, output, **two)
+    assert sorted(row["image_id"] for row in all_rows(output)) == sorted(contents)
+    assert len(log.read_text().splitlines()) - done == 40 - kept
+
+
+@pytest.mark.parametrize(
+    ("images", "actors", "expected"),
+    [(3, None, 8), (40, 2, 8), (1000, 2, 32), (1000, 32, 8), (10_000, None, 256), (10_000, 64, 40)],
+)
+def test_a_small_corpus_is_cut_so_that_every_actor_has_work(
+    images: int, actors: int | None, expected: int
+) -> None:
+    entries = [Entry(f"{i}", f"/{i}") for i in range(images)]
+    config = with_overrides(load_config("tiny"), Resources(actors=actors and str(actors)))
+    limits, same = fitting_shards(config, iter(entries))
+    assert limits.images == expected
+    assert list(same) == entries
+
+
+def test_shards_that_the_user_has_sized_and_row_groups_are_left_alone() -> None:
+    sized = with_overrides(JobConfig.model_validate({"shard": {"images": 100}}), Resources(actors="9"), 4)
+    assert fitting_shards(sized, iter([Entry("a", "/a")]))[0].images == 100
+    grouped = iter([Entry("a", "/a.parquet", row=0, group=0)])
+    assert fitting_shards(JobConfig(), grouped)[0].images == 256
 
 
 def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from cliper.pipeline.label import actor as segment
 from cliper.pipeline.label import fallback as memory
 from cliper.pipeline.label.fallback import CarefulSegmenter, out_of_memory
 from cliper.pipeline.label.segmenters import CLIPerSegmenter
+from cliper.pipeline.label.window import Window
 from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.storage.backend import Storage
 from tests.support.fakes import CLASSES, Brightness, jpeg, write_corpus
@@ -249,10 +250,70 @@ def test_large_images_are_not_decoded_far_ahead(tmp_path: Path, monkeypatch: pyt
 
 def windows(sizes: list[int], most: int) -> Iterator[list[int]]:
     items = [segment.Item({"i": i}, segment.Decoded(np.zeros(0), size, 1, 1)) for i, size in enumerate(sizes)]
-    for window in segment.cut_windows(items, most):
+    for window in segment.cut_windows(items, lambda: most):
         yield [item.row["i"] for item in window]
 
 
 def test_windows_close_at_a_count_or_at_pixels() -> None:
     assert list(windows([1] * 5, 2)) == [[0, 1], [2, 3], [4]]
     assert list(windows([1, segment.WINDOW_PIXELS, 1], 8)) == [[0, 1], [2]]
+
+
+class Stopped(Brightness):
+    """Counts its images, and stops the command, as Ctrl-C does, at image number `at`."""
+
+    at, seen = 0, 0
+
+    def segment(self, images: Images, image_ids: Ids) -> list[Segmentation]:
+        type(self).seen += len(images)
+        if self.seen > self.at:
+            raise KeyboardInterrupt
+        return super().segment(images, image_ids)
+
+
+def test_finished_images_of_a_stopped_shard_are_taken_over(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of 12, of which 5 are broken, stopped at its 6th image; the second attempt goes on from there."""
+    whole = {"shard": {"images": 12}, "batch_size": 1}
+    expected = rows_of(label_small(corpus, tmp_path / "whole", **whole))
+    monkeypatch.setattr("cliper.pipeline.run.attempts.KEEP_SECONDS", 0.0)
+    monkeypatch.setattr("cliper.pipeline.run.attempts.KEEP_SHARE", 1e9)
+    monkeypatch.setattr(Stopped, "at", 5)
+    monkeypatch.setattr(Stopped, "seen", 0)
+    with pytest.raises(KeyboardInterrupt):
+        label_small(corpus, tmp_path / "run", factory=Stopped, **whole)
+    assert not list((tmp_path / "run").glob("labels/*"))
+    monkeypatch.setattr(Stopped, "at", 100)
+    monkeypatch.setattr(Stopped, "seen", 0)
+    assert rows_of(label_small(corpus, tmp_path / "run", factory=Stopped, **whole)) == expected
+    assert 1 <= Stopped.seen <= 6, "of seven images with a mask"
+    assert not list((tmp_path / "run" / "attempts").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("image", "batch", "settled"),
+    [
+        (15.0, 0.0, 1),  # a slow CPU: batches gain nothing
+        (0.5, 0.0, 8),  # a window of 16 takes 8 s: too long
+        (0.02, 0.0, 32),  # fast: the limit
+        (0.0, 6.0, 8),  # a batch of 8 takes 6 s, however full it is: a full one
+    ],
+)
+def test_windows_grow_while_batches_gain_or_are_quick(image: float, batch: float, settled: int) -> None:
+    window = Window(32, image_seconds=600)
+    sizes = []
+    for _ in range(12):
+        sizes.append(window.limit())
+        window.took(sizes[-1], sizes[-1] * image + batch * -(-sizes[-1] // 8))
+    assert sizes[0] == 1
+    assert sizes[-3:] == [settled] * 3
+
+
+def test_a_window_takes_a_third_of_the_time_after_which_an_image_hangs() -> None:
+    window = Window(32, image_seconds=30)
+    window.took(1, 20.0)  # the first one warms up
+    window.took(2, 4.0)
+    for _ in range(6):
+        window.took(window.limit(), 0.1)
+    assert window.limit() == 5

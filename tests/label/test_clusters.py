@@ -5,6 +5,7 @@ CLIPER_CLUSTERS=all runs every command on every cluster; by default each cluster
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,9 @@ def test_actors_on_cpus_in_spite_of_gpus(here: Here, monkeypatch: pytest.MonkeyP
 def test_two_actors_share_a_gpu(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only_on(here, "one-gpu")
     with ray_session(verbose=False, wait=30) as session:
-        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, actors_per_gpu=2)
+        # Long enough for all actors to start, also on a slow machine.
+        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, seconds=0.5, actors_per_gpu=2)
         execute(job, session)
-    gpus = sum(node.get("num_gpus", 0) for node in here.nodes)
-    assert [note["resources"]["GPU"] for note in placed.notes] == [0.5] * 2 * gpus
-    assert all(len(note["gpus"]) == 1 for note in placed.notes)
+    assert {note["resources"]["GPU"] for note in placed.notes} == {0.5}
+    actors = Counter((note["node"], *note["gpus"]) for note in placed.notes)
+    assert max(actors.values()) == 2

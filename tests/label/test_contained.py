@@ -94,7 +94,7 @@ def test_one_bad_image_is_one_failed_row(name: str, tmp_path: Path) -> None:
     assert [BAD in row["image_id"] for row in failed] == [True]
     assert (failed[0]["error_type"], failed[0]["stage"]) == (kind, "segment")
     assert re.search(text, failed[0]["error_message"])
-    assert verify_run(run, processes=1).whole
+    assert verify_run(run, workers=1).whole
 
 
 @pytest.mark.parametrize("classes", [3, 40])

@@ -1,20 +1,24 @@
 """The flow on a real Ray: a thousand images, broken ones among them, locally and on a real S3 server."""
 
 import hashlib
+import inspect
 import platform
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cliper.model.classes import ClassList
 from cliper.pipeline.corpus.decode import decode
-from cliper.pipeline.flow import label_corpus
+from cliper.pipeline.flow import label_corpus, over_shards
+from cliper.pipeline.label.feed import AHEAD
 from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import CLIPerSegmenter
+from cliper.pipeline.label.stages import Tasks
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.shards import shard_file
@@ -204,3 +208,32 @@ def test_the_real_model_with_two_actors_and_other_batches(tiny_clip: Path, tmp_p
         digests.append(mask_digests(rows))
     assert len(digests[0]) == 3
     assert digests[0] == digests[1]
+
+
+def test_shards_enter_the_engine_as_they_are_taken(tmp_path: Path) -> None:
+    """Of 200,000 shards, few are loaded before the first results are read; all of one chunk and more arrive."""
+
+    def load(task: Any) -> pa.Table:
+        (tmp_path / str(task.shard)).touch()
+        return pa.table({"shard": [task.shard]})
+
+    flow = over_shards(Tasks(range(200_000)), load, lambda: lambda table: table, Pool(1, 1, 0))
+    first = [next(flow)["shard"] for _ in range(5)]
+    loaded = len(list(tmp_path.iterdir()))
+    del flow
+    assert len(set(first)) == 5
+    assert loaded < 5 * AHEAD
+
+
+def test_tasks_are_made_when_they_are_read() -> None:
+    tasks = Tasks(shard for shard in range(10) if shard % 2)
+    assert [task.shard for task in tasks] == [1, 3, 5, 7, 9]
+    assert [task.shard for task in tasks[1:3]] == [3, 5]
+    assert all(task.again is None for task in tasks)
+
+
+def test_ray_still_keeps_statistics_where_they_are_dropped() -> None:
+    """FewAhead clears a private list of Ray's operators; a Ray that renames it must be looked at."""
+    from ray.data._internal.execution.operators.map_operator import MapOperator
+
+    assert "self._output_blocks_stats" in inspect.getsource(MapOperator)

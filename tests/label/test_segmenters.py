@@ -87,7 +87,7 @@ def test_a_segmenter_validates_its_own_settings(threshold: None) -> None:
     assert chosen(config) == (kind, config)
     with pytest.raises(ConfigError, match="unknown key 'thresold'; allowed here: threshold"):
         chosen(JobConfig.model_validate({"segmenter": "threshold", "model": {"thresold": 1}}))
-    with pytest.raises(ConfigError, match="unknown segmenter 'other'; known: cliper, threshold"):
+    with pytest.raises(ConfigError, match="unknown segmenter 'other'; known: cliper, ensemble, masks, sam3"):
         chosen(JobConfig(segmenter="other"))
 
 

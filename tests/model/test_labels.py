@@ -22,6 +22,8 @@ RULES = [
     LabelConfig(presence_threshold=0.0, background_threshold=0.0),
     LabelConfig(presence_threshold=0.9, background_threshold=0.0, normalize_per_class=True),
     LabelConfig(presence_threshold=0.0, background_threshold=0.001),
+    LabelConfig(presence_threshold=0.3, background_threshold=0.3, margin_threshold=0.3),
+    LabelConfig(presence_threshold=0.1, background_threshold=0.0, margin_threshold=0.2),
 ]
 
 

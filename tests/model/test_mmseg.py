@@ -12,10 +12,10 @@ from cliper.model.labels import segment_scores
 
 
 def test_words_of_a_class():
-    classes = ClassList.parse(["person = person | man in suit|body", "car"])
+    classes = ClassList.parse(["person = person | man in suit; body", "car"])
     assert classes.words == (("person", "man in suit", "body"), ("car",))
-    with pytest.raises(ClassListError, match="line 1 is 'person = man |'"):
-        ClassList.parse(["person = man |"])
+    with pytest.raises(ClassListError, match="line 1 is 'person = man ;'.*'name = word; word'"):
+        ClassList.parse(["person = man ;"])
 
 
 def test_a_class_scores_by_its_best_word():
@@ -93,3 +93,19 @@ def test_without_synonyms_the_labels_are_unchanged(tiny_clip, photos):
 def test_the_mean_class_has_no_place_here(tiny_clip):
     with pytest.raises(ValueError, match="set prompts.mean_class to false"):
         CLIPerConfig(labels=LabelConfig(protocol="mmseg"))
+
+
+def test_a_narrow_lead_is_background():
+    shares = torch.tensor([0.9, 0.6, 0.5, 0.34])  # of the first of two classes, pixel by pixel
+    scores = torch.stack([shares, 1 - shares])[:, None]  # [2, 1, 4]
+    for threshold in (0.0, 0.3, 0.6):
+        settings = LabelConfig(protocol="mmseg", margin_threshold=threshold)
+        found = segment_scores(scores, torch.ones(2), (1, 4), settings)
+        expected = []
+        for share in shares.tolist():
+            best, second = max(share, 1 - share), min(share, 1 - share)
+            clear = best * (best - second) ** 0.5 >= threshold**1.25
+            expected.append((1 if share >= 0.5 else 2) if clear else 0)
+        assert found.labels[0].tolist() == expected
+    assert found.margin > 0
+    assert "margin_threshold" not in LabelConfig().model_dump()

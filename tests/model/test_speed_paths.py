@@ -1,21 +1,27 @@
 """Fast paths equal the plain formulas; the benchmark's official order equals the production code."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.official import Official
 from cliper.model import fusion
+from cliper.model._libraries import diffusers
 from cliper.model.backbone import attend
-from cliper.model.config import CLIPerConfig
-from cliper.model.diffusion import QueryKey
-from cliper.model.errors import ConfigError
+from cliper.model.config import CLIPerConfig, FGCConfig
+from cliper.model.diffusion import DiffusionAttention, QueryKey, encode_latents
+from cliper.model.errors import ConfigError, WeightsError
 from cliper.model.labels import presence_scores, segment_scores
 from cliper.model.presets import PRESETS, preset
 from cliper.model.refine import refine
+from cliper.model.weights import resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 from tests.parity import Recorded
 from tests.support.kernel_checks import random_heads, run_kernel_checks
+from tests.support.tiny_models import tiny_vae_folder
 
 
 def literal_maps(attention: Tensor, rounds: int) -> list[Tensor]:
@@ -53,7 +59,7 @@ def test_presets_are_valid_configurations(name: str) -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="exact, fast, clip-only"):
+    with pytest.raises(ConfigError, match="exact, fast, fast-384, fast-256, clip-only"):
         preset(CLIPerConfig(), "faster")
 
 
@@ -79,3 +85,25 @@ def test_official_order_of_the_benchmark_gives_the_same_scores_and_labels() -> N
     size = photo.shape[:2]
     labels = segment_scores(refined[0], presence_scores(coarse, refined)[0], size, config.labels).labels
     assert (official.label(coarse, refined, size) == labels).mean() > 0.999
+
+
+def test_a_tiny_encoder_replaces_the_vae(tmp_path: Path) -> None:
+    folder = tiny_vae_folder(tmp_path / "taesd")
+    own = FGCConfig(resolution=64, layers=(-4,))
+    small = own.model_copy(update={"vae": str(folder)})
+    assert sha256_of(resolve_diffusion(small).files) != sha256_of(resolve_diffusion(own).files)
+    assert "vae" not in own.model_dump()
+    step = DiffusionAttention(small, torch.device("cpu"), torch.float32)
+    pixels = torch.rand(1, 3, 64, 64) * 2 - 1
+    expected = diffusers.AutoencoderTiny.from_pretrained(folder).encode(pixels).latents
+    with torch.inference_mode():
+        assert torch.allclose(encode_latents(step.vae, pixels), expected, atol=1e-6)
+    assert expected.shape == (1, 4, 8, 8)
+    [found] = step([np.zeros((30, 40, 3), np.uint8)], ["x"])
+    assert found.query.shape[-2] == 64
+    (tmp_path / "taesd" / "config.json").write_text('{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(WeightsError, match="holds AutoencoderKL with 4 channels, not an AutoencoderTiny"):
+        DiffusionAttention(small, torch.device("cpu"), torch.float32)
+    (tmp_path / "taesd" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"fgc\.vae '.*': missing: diffusion_pytorch_model.safetensors"):
+        resolve_diffusion(small)

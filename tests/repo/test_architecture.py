@@ -15,7 +15,7 @@ ALLOWED = {"model": {"model"}, "pipeline": {"pipeline", "model"}, "jobs": {"jobs
 FORBIDDEN_IN_MODEL = {"ray", "pyarrow", "fsspec", "s3fs", "typer"}
 ORDER = (  # of the packages inside pipeline/, from the ground up: each may import those before it
     *("config", "errors", "extras", "parallel", "telemetry", "storage", "corpus", "run", "label", "flow"),
-    *("report", "evaluate", "export", "review", "dataset", "results"),
+    *("report", "evaluate", "export", "review", "dataset", "predict", "results"),
 )
 FILES = [(package, path) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -11,13 +11,22 @@ from cliper.jobs.common import with_preset
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, CliperError, ConfigError
 from cliper.pipeline.config import JobConfig, classes_for, describe_classes, load_classes, load_config, shipped
+from cliper.pipeline.evaluate.benchmarks import load_benchmark
+from cliper.pipeline.label.segmenters import chosen
 
 
 @pytest.mark.parametrize("name", sorted(shipped("label")))
 def test_shipped_configs_load(name: str) -> None:
     config = load_config(name)
-    assert config.segmenter == "cliper"
-    assert ("clip-only" in name) == (config.model.fgc is None)
+    chosen(config)
+    if config.segmenter == "cliper":
+        assert ("clip-only" in name or "dino" in name) == (config.cliper.fgc is None)
+
+
+def test_shipped_sweeps_load() -> None:
+    assert [sorted(load_benchmark(str(path)).variants) for path in shipped("sweeps").values()] == [
+        ["both", "dino", "fgc", "neither", "proxy"]
+    ]
 
 
 def test_every_backbone_has_both_forms() -> None:
@@ -61,7 +70,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_unknown_names_list_the_shipped_ones() -> None:
-    with pytest.raises(ConfigError, match="neither a file nor a shipped label name; shipped: .*vit-l-14"):
+    with pytest.raises(ConfigError, match="shipped config; did you mean vit-l-14.* shipped: .*tiny"):
         load_config("vit-xl")
 
 
@@ -126,7 +135,7 @@ def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat | kitty'"),
+        ("cat, kitty\ndog, puppy\n", "class 1 would be 'cat, kitty', with a comma.*'cat = cat; kitty'"),
         ("cat\tanimal\ndog\tanimal\n", "with a tab"),
         ("1: cat\n5: dog\n", "read as numbered classes, but the numbers are 1, 5"),
         ("- cat\ndog\n", "only some lines"),
@@ -188,5 +197,5 @@ def test_presets_change_the_model_and_nothing_else() -> None:
     fast = with_preset(config, "fast")
     assert (fast.model.dtype, fast.model.fusion.sinkhorn) == ("bfloat16", "converged")
     assert fast.model.fgc == config.model.fgc
-    with pytest.raises(ConfigError, match="unknown preset 'turbo'; there is: exact, fast, clip-only"):
+    with pytest.raises(ConfigError, match="unknown preset 'turbo'; there is: exact, fast, fast-384"):
         with_preset(config, "turbo")

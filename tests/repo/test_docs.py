@@ -59,7 +59,7 @@ def test_commands_of_the_readme_work(command: str, home: Path, environment: dict
 
 
 def test_python_of_the_readme_reads_the_run(home: Path, environment: dict[str, str]) -> None:
-    [code] = blocks("python")
+    code = "\n".join(blocks("python"))
     assert (home / "build/photos/labels").is_dir(), "the first command writes it"
     code += "\nfrom datasets import load_dataset\nprint(mask.shape)\n"
     code += re.search(r"`(load_dataset\(.*?\))`", README)[1]  # type: ignore[index]
@@ -68,6 +68,22 @@ def test_python_of_the_readme_reads_the_run(home: Path, environment: dict[str, s
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(512, 512)"
+
+
+def test_the_notebook_runs(home: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the README's first command, in a kernel of its own; the stored outputs stay small."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = ROOT / "examples" / "python.ipynb"
+    assert path.stat().st_size < 100_000
+    for name in ("PYTHONPATH", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, environment[name])
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(home)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert "image/png" in outputs[1 if outputs[0].output_type == "stream" else 0].data
+    assert outputs[-1].data["text/plain"] == "4"
 
 
 def test_class_file_shown_is_the_example() -> None:

@@ -20,6 +20,7 @@ PUBLIC = [
     "MASK_CODECS",
     "MaskDataset",
     "OpenedRun",
+    "Prediction",
     "SEGMENTERS",
     "Segmentation",
     "Storage",

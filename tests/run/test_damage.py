@@ -48,7 +48,7 @@ def run(original: Path, tmp_path: Path) -> Run:
 
 def commands(run: str, out: str) -> dict[str, list[str]]:
     return {
-        "verify": ["verify", run, "--processes", "1"],
+        "verify": ["verify", run, "--workers", "1"],
         "status": ["status", run],
         "report": ["report", run, "--output", f"{out}/report.html"],
         "export": ["export", run, "--to", "coco", "--output", f"{out}/export", "--workers", "1"],
@@ -152,7 +152,7 @@ def test_repair_sets_damaged_files_aside(run: Run) -> None:
     path = Path(run.uri, shard_file(2))
     data = path.read_bytes()
     path.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
-    result = CliRunner().invoke(app, ["verify", run.uri, "--repair", "--processes", "1"])
+    result = CliRunner().invoke(app, ["verify", run.uri, "--repair", "--workers", "1"])
     assert result.exit_code == 1
     assert "moved     labels/shard-000002.parquet to damaged/shard-000002.parquet" in result.output
     assert run.done_shards() == {0, 1}

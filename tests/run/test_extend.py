@@ -19,6 +19,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.label.job import Job, notice_of_new
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.changed import changed_shards, forget_changed
 from cliper.pipeline.run.extend import RELABEL, Extension, extend_run
 from cliper.pipeline.run.failed import find_failed
@@ -187,6 +188,17 @@ def test_unlabeled_images_are_listed_anew(corpus: Corpus, tmp_path: Path) -> Non
     label_all(extend(corpus.folder, tmp_path / "run")[0])
     assert {status for status, _ in masks(run).values()} == {"ok"}
     assert verify_run(run, 1).whole
+
+
+def test_rows_kept_by_an_interrupted_attempt_are_not_taken_for_another_image(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    run = label_small(corpus.folder, tmp_path / "run", shards=[0, 2])
+    done = rows_of(label_small(corpus.folder, tmp_path / "other"))[10]
+    Attempts.begin(LOCAL, run.uri, 1, "me").keep([done | {"run_fingerprint": run.fingerprint}])
+    corpus.write("010.jpg", jpeg(110) + b"longer")
+    label_all(extend(corpus.folder, tmp_path / "run")[0])
+    assert masks(run)["010.jpg"] == masks(label_small(corpus.folder, tmp_path / "new"))["010.jpg"]
 
 
 def test_an_id_that_is_listed_twice_is_refused_and_leaves_the_run(tmp_path: Path) -> None:

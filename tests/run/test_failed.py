@@ -218,7 +218,7 @@ def test_the_command_killed_on_the_way_and_run_again(settings: dict[str, str], t
     assert (done.returncode, "left      no row failed in these shards" in done.stdout) == (0, True), (
         done.stdout + done.stderr
     )
-    cleaned = CliRunner().invoke(app, ["verify", str(output), "--clean", "--processes", "1"])
+    cleaned = CliRunner().invoke(app, ["verify", str(output), "--clean", "--workers", "1"])
     assert (cleaned.exit_code, cleaned.stdout.splitlines()[-1]) == (0, "whole     yes"), cleaned.stdout
     run = read_run(str(output), Storage())
     assert [row["attempts"] for table in read_tables(run) for row in table.to_pylist()] == [2, 1] * 12

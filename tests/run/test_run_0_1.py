@@ -35,7 +35,7 @@ from tests.conftest import ROOT
 from tests.support.jobs import label_here
 
 DATA = ROOT / "tests" / "data" / "run_0_1"
-GROWN = schema.SCHEMA_VERSION > 1
+GROWN = "sharpness" in schema.SINCE
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def file_of(run: Run, shard: int) -> Path:
 
 
 def found(run: Run) -> dict[str, int]:
-    return dict(verify_run(run, processes=1).counts)
+    return dict(verify_run(run, workers=1).counts)
 
 
 def test_a_whole_run_is_whole(original: Path) -> None:
@@ -65,7 +65,7 @@ def test_processes_find_the_same(tmp_path: Path) -> None:
     run = label_small(tmp_path / "corpus", tmp_path / "run", shard={"images": 1})
     file_of(run, 3).write_bytes(file_of(run, 3).read_bytes()[:-100])
     file_of(run, 17).unlink()
-    alone, together = verify_run(run, processes=1), verify_run(run, processes=2)
+    alone, together = verify_run(run, workers=1), verify_run(run, workers=2)
     assert alone.to_json() == together.to_json()
     assert dict(together.counts) == {"unreadable": 1, "unfinished": 1, "missing": 2}
 
@@ -172,7 +172,7 @@ def test_orphans_are_listed_and_only_ours_removed(run: Run) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("x")
     assert found(run) == {"orphans": 5}
-    done = CliRunner().invoke(app, ["verify", run.uri, "--clean", "--processes", "1"])
+    done = CliRunner().invoke(app, ["verify", run.uri, "--clean", "--workers", "1"])
     assert done.exit_code == 1
     assert all(f"removed {name}" in done.stdout for name in ours)
     assert all(f"orphans: {name}" in done.stdout for name in others)
@@ -188,7 +188,7 @@ def test_s3_with_an_upload_that_was_never_completed(original: Path, s3: S3Server
     filesystem, _ = storage.filesystem(uri)
     for key in ("run/labels/shard-000000.parquet", "elsewhere/file"):
         filesystem.call_s3("create_multipart_upload", Bucket="verified", Key=key)
-    report = verify_run(run, processes=1)
+    report = verify_run(run, workers=1)
     assert dict(report.counts) == {"orphans": 1}
     [problem] = report.problems
     assert (problem.file, problem.detail) == ("labels/shard-000000.parquet", "an upload that was never completed")
@@ -200,10 +200,10 @@ def test_s3_with_an_upload_that_was_never_completed(original: Path, s3: S3Server
 
 
 def test_the_command_prints_the_problems(run: Run, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["verify", run.uri, "--processes", "1"])
+    done = CliRunner().invoke(app, ["verify", run.uri, "--workers", "1"])
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "whole     yes")
     file_of(run, 4).unlink()
-    done = CliRunner().invoke(app, ["verify", run.uri, "--processes", "1", "--json", str(tmp_path / "r.json")])
+    done = CliRunner().invoke(app, ["verify", run.uri, "--workers", "1", "--json", str(tmp_path / "r.json")])
     assert done.exit_code == 1
     assert "unfinished             1  shards without a file" in done.stdout
     report = json.loads((tmp_path / "r.json").read_text())

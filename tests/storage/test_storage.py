@@ -55,7 +55,7 @@ def test_listing_pages_through_many_keys(s3: S3Server, monkeypatch: pytest.Monke
     s3.bucket("many")
     for i in range(25):
         (s3.folder / "many" / f"{i:02d}").write_bytes(b"")
-    monkeypatch.setattr("cliper.pipeline.storage.s3.PAGE", 10)
+    monkeypatch.setattr("cliper.pipeline.storage.listing.PAGE", 10)
     assert [name for name, _ in Storage(s3.options).list_files("s3://many")] == [f"{i:02d}" for i in range(25)]
 
 

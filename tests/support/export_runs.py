@@ -17,6 +17,7 @@ from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.decode import upright
 from cliper.pipeline.export.base import Plan
+from cliper.pipeline.export.options import Options
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.rows import RowFilter, read_tables
@@ -143,4 +144,5 @@ def plan_of(
 ) -> Plan:
     """A plan for a run, of all ok rows if no filter is given."""
     names = class_names(run.identity)
-    return Plan(to, run.uri, run.fingerprint, names, keep or RowFilter(), images, val_share)
+    chosen = Options(val_share=val_share)
+    return Plan(to, run.uri, run.fingerprint, names, keep or RowFilter(), images, chosen)

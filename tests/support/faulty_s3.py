@@ -2,12 +2,13 @@
 
 import hashlib
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,10 @@ class FaultyS3:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.sent = 0
+        self.delay = 0.0  # seconds before every answer
+        self.together = self.most_together = 0  # requests under way
+        self.ignores_start = False  # StartAfter of listings has no effect
+        self.headers: dict[str, str] = {}  # sent with every answer
         self.lock = threading.Lock()
         self._faults: list[Fault] = []
         handler = type("Handler", (_Handler,), {"store": self})
@@ -49,6 +54,10 @@ class FaultyS3:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def encrypt(self, context: ssl.SSLContext) -> None:
+        """Speak TLS from now on."""
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     def fail(self, method: str, part: str, kind: str, times: int) -> None:
         """Make the next `times` requests of `method` for paths with `part` fail."""
@@ -97,6 +106,17 @@ class _Handler(BaseHTTPRequestHandler):
         self._serve("DELETE", self._delete)
 
     def _serve(self, method: str, answer: Any) -> None:
+        with self.store.lock:
+            self.store.together += 1
+            self.store.most_together = max(self.store.together, self.store.most_together)
+        try:
+            self._serve_one(method, answer)
+        finally:
+            with self.store.lock:
+                self.store.together -= 1
+
+    def _serve_one(self, method: str, answer: Any) -> None:
+        time.sleep(self.store.delay)
         key = unquote(urlsplit(self.path).path).lstrip("/")
         self.kind = self.store.next_fault(method, self.path)
         if self.kind[:3].isdigit():
@@ -113,13 +133,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "NoSuchKey")
             return
         whole, wanted = data, self.headers.get("Range")
+        headers = {"ETag": _etag(whole)}
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             data = data[int(first) : int(last) + 1 if last else None]
             if not data:
                 self._error(416, "InvalidRange")
                 return
-        self._answer(206 if wanted else 200, data, ETag=_etag(whole))
+            headers["Content-Range"] = f"bytes {first}-{int(first) + len(data) - 1}/{len(whole)}"
+        self._answer(206 if wanted else 200, data, **headers)
 
     def _put(self, key: str, body: bytes) -> None:
         if self.headers.get("x-amz-content-sha256", "").startswith("STREAMING"):
@@ -144,20 +166,31 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(204, b"")
 
     def _list(self) -> None:
-        bucket, prefix = (
-            urlsplit(self.path).path.strip("/"),
-            parse_qs(urlsplit(self.path).query).get("prefix", [""])[0],
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        bucket, prefix = urlsplit(self.path).path.strip("/"), query.get("prefix", "")
+        after = "" if self.store.ignores_start else query.get("start-after", "")
+        after = bytes.fromhex(query.get("continuation-token", "")).decode() or after
+        inside = (
+            key.removeprefix(f"{bucket}/") for key in sorted(self.store.objects) if key.startswith(f"{bucket}/")
         )
-        names = [name.removeprefix(f"{bucket}/") for name in sorted(self.store.objects)]
-        entries = "".join(
-            f"<Contents><Key>{escape(name)}</Key><Size>{len(self.store.objects[f'{bucket}/{name}'])}</Size>"
-            "<LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-            f"<ETag>{escape(_etag(self.store.objects[f'{bucket}/{name}']))}</ETag></Contents>"
-            for name in names
-            if name.startswith(prefix)
-        )
-        self._answer(
-            200, f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+        names = [
+            _folder_or_key(name, prefix, query.get("delimiter")) for name in inside if name.startswith(prefix)
+        ]
+        names = [name for name in dict.fromkeys(names) if name > after]
+        page = names[: int(query.get("max-keys", 1000))]
+        body = "".join(map(partial(self._listed, bucket, bool(query.get("delimiter"))), page))
+        more = f"<NextContinuationToken>{page[-1].encode().hex()}</NextContinuationToken>" if page != names else ""
+        body += f"<IsTruncated>{str(bool(more)).lower()}</IsTruncated>{more}"
+        self._answer(200, f"<ListBucketResult>{body}</ListBucketResult>".encode())
+
+    def _listed(self, bucket: str, delimited: bool, name: str) -> str:
+        data = self.store.objects.get(f"{bucket}/{name}")
+        if delimited and data is None:
+            return f"<CommonPrefixes><Prefix>{escape(name)}</Prefix></CommonPrefixes>"
+        data = data or b""
+        return (
+            f"<Contents><Key>{escape(name)}</Key><Size>{len(data)}</Size><ETag>{escape(_etag(data))}</ETag>"
+            "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         )
 
     def _error(self, status: int, code: str) -> None:
@@ -165,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in (headers | self.store.headers).items():
             self.send_header(name, value)
         self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
         self.send_header("Content-Length", str(len(body)))
@@ -188,6 +221,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
+
+
+def _folder_or_key(name: str, prefix: str, delimiter: str | None) -> str:
+    if not delimiter or delimiter not in name[len(prefix) :]:
+        return name
+    return prefix + name[len(prefix) :].partition(delimiter)[0] + delimiter
 
 
 @lru_cache(maxsize=32)

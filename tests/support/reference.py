@@ -44,6 +44,13 @@ def labels(refined: Tensor, presence: Tensor, size: tuple[int, int], config: Lab
         full = full - full.amin(dim=(1, 2), keepdim=True)
         full = full / (full.amax(dim=(1, 2), keepdim=True) + 1e-6)
     absent = (presence <= config.presence_threshold)[:, None, None]
+    gated = torch.where(absent, 0, full)
+    ranked = torch.cat([torch.zeros(1, *size), gated]).sort(dim=0, descending=True).values
+    clear = ranked[0] * (ranked[0] - ranked[1]).sqrt() >= config.margin_threshold**1.25
+    return np.where(clear.numpy(), _decided(full, absent, config), 0)
+
+
+def _decided(full: Tensor, absent: Tensor, config: LabelConfig) -> np.ndarray:
     if config.background_threshold > 0:
         full = torch.where(full < config.background_threshold, 0, full)
         full = torch.where(absent, 0, full)
@@ -51,3 +58,14 @@ def labels(refined: Tensor, presence: Tensor, size: tuple[int, int], config: Lab
     full = torch.where(absent, 0, full)
     plane = (1 - full.amax(dim=0, keepdim=True)) ** 2
     return torch.cat([plane, full]).argmax(dim=0).numpy()
+
+
+def dino_map(features: Tensor, scale: float, shift: float) -> Tensor:
+    """DINO's attention of one image, patch by patch: features [C, h, w] to [N, N]."""
+    patches = [features[:, y, x] for y in range(features.shape[1]) for x in range(features.shape[2])]
+    cosines = torch.stack([torch.stack([F.cosine_similarity(p, q, dim=0) for q in patches]) for p in patches])
+    rows = []
+    for row in scale * (cosines - shift * cosines.mean()):
+        weights = torch.where(row < 0, 0, row.exp())
+        rows.append(weights / weights.sum())
+    return torch.stack(rows)

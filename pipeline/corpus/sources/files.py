@@ -103,11 +103,9 @@ def _remote_glob(storage: Storage, pattern: str) -> Iterator[Found]:
     """Names are relative to the longest folder without a wildcard."""
     scheme, _, path = pattern.partition("://")
     fixed = path[: _first_magic(path)].rpartition("/")[0]
-    found = storage.glob(pattern)
-    for name in sorted(found):
-        if found[name]["type"] == "file":
-            size, stamp = int(found[name]["size"]), etag_stamp(found[name].get("ETag"))
-            yield Found(name.removeprefix(fixed).lstrip("/"), f"{scheme}://{name}", size, "matched", stamp)
+    for stored in storage.glob(pattern):
+        name = stored.name.removeprefix(fixed).lstrip("/")
+        yield Found(name, f"{scheme}://{stored.name}", stored.size, "matched", etag_stamp(stored.tag))
 
 
 def etag_stamp(tag: str | None) -> str | None:

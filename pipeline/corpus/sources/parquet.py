@@ -1,6 +1,8 @@
 """Images stored in Parquet, and what list and image files have in common: opening, columns, types."""
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -9,12 +11,14 @@ import pyarrow.parquet as pq
 from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import Entry, checked_id
-from cliper.pipeline.corpus.sources.files import find
+from cliper.pipeline.corpus.sources.files import Found, find
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
+from cliper.pipeline.parallel import map_ahead
 from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import DamagedFileError, open_sealed
 
+READERS = 8  # files listed at the same time
 LARGE_GROUP = 512 << 20  # bytes of images in a row group that are worth a notice
 
 
@@ -23,30 +27,61 @@ def list_parquet_images(storage: Storage, uri: str, config: InputConfig, left_ou
     {bytes, path}. Only the footers and the column of ids are read.
     """
     selection = Selection(config, left_out)
-    for found in find(storage, uri, left_out):
-        if found.how != "named" and not selection.container(found.name, (".parquet",), "Parquet file"):
-            continue
-        stem = found.name[:-8] if found.name.lower().endswith(".parquet") else found.name
-        with storage.open(found.uri, ahead=False) as handle:
-            file = open_parquet(handle, found.uri)
-            need_column(found.uri, file.schema_arrow, config.image_column, "--image-column")
-            _need_image_type(found.uri, file.schema_arrow.field(config.image_column))
-            _note_large_groups(file, found.uri, config.image_column, left_out)
-            for entry in _entries(file, stem, found.uri, config):
-                if selection.row(entry.image_id):
-                    yield entry
+    files = (
+        found
+        for found in find(storage, uri, left_out)
+        if found.how == "named" or selection.container(found.name, (".parquet",), "Parquet file")
+    )
+    with ThreadPoolExecutor(READERS) as pool:
+        for found, rows in map_ahead(
+            pool, lambda found: (found, _read_file(storage, found, config)), files, READERS
+        ):
+            left_out.add(rows.notes)
+            yield from (entry for entry in _entries(found, rows) if selection.row(entry.image_id))
 
 
-def _entries(file: pq.ParquetFile, stem: str, uri: str, config: InputConfig) -> Iterator[Entry]:
-    stamp = config.id_column if config.id_column in file.schema_arrow.names else None
-    ids = _row_ids(file, stem, uri, config.id_column)
+@dataclass(frozen=True)
+class _Rows:
+    """What one file's footer says. `groups`: (rows, mean bytes of an image) of every row group."""
+
+    groups: list[tuple[int, int]]
+    ids: pa.ChunkedArray | None  # null without a column of ids
+    id_column: str | None
+    notes: LeftOut
+
+
+def _read_file(storage: Storage, found: Found, config: InputConfig) -> _Rows:
+    notes = LeftOut()
+    with storage.open(found.uri, ahead=False) as handle:
+        file = open_parquet(handle, found.uri)
+        schema = file.schema_arrow
+        need_column(found.uri, schema, config.image_column, "--image-column")
+        _need_image_type(found.uri, schema.field(config.image_column))
+        _note_large_groups(file, found.uri, config.image_column, notes)
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        sizes = [(g.num_rows, _column_bytes(g, config.image_column) // max(g.num_rows, 1)) for g in groups]
+        if config.id_column not in schema.names:
+            return _Rows(sizes, None, None, notes)
+        need_id_type(found.uri, schema.field(config.id_column))
+        return _Rows(sizes, file.read([config.id_column]).column(0), config.id_column, notes)
+
+
+def _entries(found: Found, rows: _Rows) -> Iterator[Entry]:
+    ids = _row_ids(found, rows)
     row = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        size = _column_bytes(file.metadata.row_group(group), config.image_column) // max(rows, 1)
-        for _ in range(rows):
-            yield Entry(next(ids), uri, size, row=row, group=group, stamp=stamp)
+    for group, (count, size) in enumerate(rows.groups):
+        for _ in range(count):
+            yield Entry(next(ids), found.uri, size, row=row, group=group, stamp=rows.id_column)
             row += 1
+
+
+def _row_ids(found: Found, rows: _Rows) -> Iterator[str]:
+    if rows.ids is None:
+        stem = found.name[:-8] if found.name.lower().endswith(".parquet") else found.name
+        yield from (f"{stem}/{row}" for row in range(sum(count for count, _ in rows.groups)))
+        return
+    values = (value for chunk in rows.ids.chunks for value in chunk.to_pylist())
+    yield from (checked_id(value, f"{found.uri}, row {row}") for row, value in enumerate(values))
 
 
 def _note_large_groups(file: pq.ParquetFile, uri: str, column: str, left_out: LeftOut) -> None:
@@ -57,15 +92,6 @@ def _note_large_groups(file: pq.ParquetFile, uri: str, column: str, left_out: Le
             f"{uri} has a row group of {largest >> 20} MB, which every shard cut from it reads whole; "
             "write it with smaller row groups (row_group_size)"
         )
-
-
-def _row_ids(file: pq.ParquetFile, stem: str, uri: str, column: str) -> Iterator[str]:
-    if column not in file.schema_arrow.names:
-        yield from (f"{stem}/{row}" for row in range(file.metadata.num_rows))
-        return
-    need_id_type(uri, file.schema_arrow.field(column))
-    values = (value for batch in file.iter_batches(columns=[column]) for value in batch.column(0).to_pylist())
-    yield from (checked_id(value, f"{uri}, row {row}") for row, value in enumerate(values))
 
 
 def _column_bytes(group: pq.RowGroupMetaData, column: str) -> int:

@@ -64,13 +64,7 @@ def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Ite
         refuse_unprintable(name, "image id")
         height, width = item.size
         attributes = f'name={quoteattr(name)} width="{width}" height="{height}"'
-        yield {
-            "image_id": item.image_id,
-            "name": item.name,
-            "uri": item.uri,
-            "attributes": attributes,
-            "masks": _masks(item, plan),
-        }
+        yield item.record(plan) | {"attributes": attributes, "masks": _masks(item, plan)}
 
 
 def _finish(records: Records, folder: Folder, plan: Plan) -> None:
@@ -115,5 +109,11 @@ def _check(plan: Plan) -> None:
 
 
 CVAT = Exporter(
-    _shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, needs=("scipy",), check=_check
+    _shard,
+    _finish,
+    image_formats=("PNG", "JPEG", "WEBP", "BMP"),
+    as_seen=True,
+    instances=True,
+    needs=("scipy",),
+    check=_check,
 )

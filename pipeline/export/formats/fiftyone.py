@@ -7,15 +7,11 @@ fields/segmentation/NAME.png          grayscale labels (a palette would be read 
 classes data/NAME.jpg                         the images, if copied; else samples name their URIs
 """
 
-import io
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from PIL import Image
-
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, grey_png
 from cliper.pipeline.export.folder import Folder, write_object
 
 FIELD = "segmentation"
@@ -25,19 +21,13 @@ _NUMBERS = ("confidence", "confidence_p10", "margin")
 def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
     for item in items:
         mask = f"fields/{FIELD}/{item.name}.png"
-        folder.write(mask, _grey_png(item))
+        folder.write(mask, grey_png(item.labels))
         path = item.uri
         if item.image is not None:
             path = f"data/{item.name}{item.image_ending}"
             folder.write(path, item.image)
         sample = _sample(item, path, mask)
-        yield {"image_id": item.image_id, "name": item.name, "uri": item.uri, "sample": sample}
-
-
-def _grey_png(item: Item) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(item.labels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+        yield item.record(plan) | {"sample": sample}
 
 
 def _sample(item: Item, path: str, mask: str) -> dict[str, Any]:
@@ -58,7 +48,7 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
         "name": f"cliper-{plan.fingerprint}",
         "media_type": "image",
         "info": {
-            "description": f"masks of the cliper run {plan.run_uri}",
+            "description": f"masks of the cliper run {plan.run_name}",
             "mask_targets": {FIELD: targets},
             "classes": {FIELD: list(plan.class_names)},
         },
@@ -68,4 +58,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
         write_object(handle, iter({"samples": (record["sample"] for record in records)}.items()))
 
 
-FIFTYONE = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True)
+FIFTYONE = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, ignores=True)

@@ -1,12 +1,15 @@
-"""A Hugging Face dataset folder: one Parquet file per shard and a README.md with the features.
+"""A Hugging Face dataset folder: a Parquet file per shard and split, and a README.md with the features.
 
-data/shard-000000.parquet       image_id, mask (an image), image (if images are copied), and the row's metadata
+data/train-000000.parquet       image_id, mask (an image), image (if images are copied), and the row's metadata
 README.md                       the dataset card; `load_dataset(FOLDER)` needs no other file
+id2label.json                   names of the labels, as transformers' configurations hold them
+croissant.json                  Croissant metadata of the Parquet files
 """
 
-import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pyarrow as pa
@@ -15,77 +18,168 @@ import yaml
 
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder
-from cliper.pipeline.run.schema import COLUMNS, MASK, hf_features
+from cliper.pipeline.export.options import BACKGROUND, SPLITS
+from cliper.pipeline.run.schema import CLASS_ENTRY, COLUMNS, MASK, hf_features
 
 _ROW_GROUP = 100  # rows; the Hub's viewer reads a row group at a time
 _LEFT_OUT = ("mask_codec", "run_fingerprint")  # the mask is PNG here, and the card names the run
-_LISTED = 1000  # classes listed in the card; longer lists are in classes.json only
+_LISTED = 1000  # classes listed in the card; longer lists are in id2label.json only
 
 
 def features(plan: Plan) -> dict[str, Any]:
-    """The column types as Hugging Face features."""
+    """The column types as Hugging Face features; class ids are a ClassLabel."""
     found = {name: kind for name, kind in hf_features("png").items() if name not in _LEFT_OUT}
+    entry = found["classes"]["feature"]
+    names = [BACKGROUND, *plan.class_names]
+    found["classes"] = found["classes"] | {
+        "feature": entry | {"class_id": {"_type": "ClassLabel", "names": names}}
+    }
     return ({"image": {"_type": "Image"}} if plan.images else {}) | found
 
 
 def _schema(plan: Plan) -> pa.Schema:
     fields = [COLUMNS.field(name) if name != "image" else pa.field("image", MASK) for name in features(plan)]
+    fields = [pa.field("classes", pa.list_(_ENTRY)) if field.name == "classes" else field for field in fields]
     return pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features(plan)}})})
 
 
+_ENTRY = pa.struct([f.with_type(pa.int64()) if f.name == "class_id" else f for f in CLASS_ENTRY])
+
+
 def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
-    items = iter(items)
-    first = next(items, None)
-    if first is None:
-        return
     schema = _schema(plan)
-    name = f"data/shard-{shard:06d}.parquet"
-    with folder.create(name) as handle, pq.ParquetWriter(handle, schema, compression="zstd") as writer:
-        rows = itertools.chain([first], items)
-        while group := list(itertools.islice(rows, _ROW_GROUP)):
-            writer.write_table(pa.Table.from_pylist([_row(item, schema.names) for item in group], schema))
-            yield from ({"image_id": i.image_id, "name": i.name, "uri": i.uri, "file": name} for i in group)
+    waiting: dict[str, list[Item]] = {}
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
+        for item in items:
+            record = item.record(plan)
+            split = record["split"]
+            name = f"data/{split}-{shard:06d}.parquet"
+            if split not in writers:
+                handle = stack.enter_context(folder.create(name))
+                writers[split] = stack.enter_context(pq.ParquetWriter(handle, schema, compression="zstd"))
+            waiting.setdefault(split, []).append(item)
+            if len(waiting[split]) == _ROW_GROUP:
+                writers[split].write_table(_table(waiting.pop(split), schema))
+            yield record | {"file": name}
+        for split, rest in waiting.items():
+            writers[split].write_table(_table(rest, schema))
+
+
+def _table(items: Sequence[Item], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([_row(item, schema.names) for item in items], schema)
 
 
 def _row(item: Item, columns: Sequence[str]) -> dict[str, Any]:
-    has_mask = item.row["mask_codec"] is not None
-    images = {"mask": {"bytes": item.png, "path": f"{item.name}.png"} if has_mask else None}
+    images = {"mask": {"bytes": item.png, "path": f"{item.name}.png"} if item.has_mask else None, "image": None}
     if item.image is not None:
         images["image"] = {"bytes": item.image, "path": f"{item.name}{item.image_ending}"}
-    return {name: images[name] if name in images else item.row[name] for name in columns}
+    row = item.metadata
+    return {name: images[name] if name in images else row[name] for name in columns}
 
 
 def _finish(records: Records, folder: Folder, plan: Plan) -> None:
-    names = {"0": "background"} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
-    folder.write("classes.json", json.dumps(names, ensure_ascii=False, indent=0).encode())
-    images = sum(1 for _ in records)
-    folder.write("README.md", card(plan, images).encode())
+    names = {"0": BACKGROUND} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
+    folder.write("id2label.json", json.dumps(names, ensure_ascii=False, indent=0).encode())
+    counts = Counter(record["split"] for record in records)
+    splits = {split: counts[split] for split in SPLITS if counts[split]} or {"train": 0}
+    folder.write("README.md", card(plan, splits).encode())
+    folder.write("croissant.json", json.dumps(croissant(plan, splits), ensure_ascii=False, indent=1).encode())
 
 
-def card(plan: Plan, images: int) -> str:
-    """The dataset card: YAML for the Hub, and a description for readers."""
+def card(plan: Plan, splits: Mapping[str, int]) -> str:
+    """The dataset card: YAML for the Hub, and a description for readers. `splits`: images of each."""
+    files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     header = {
         "task_categories": ["image-segmentation"],
         "tags": ["cliper", "pseudo-labels"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+        "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {"features": _card_features(features(plan))},
     }
     yaml_text = yaml.safe_dump(header, allow_unicode=True, sort_keys=False)
     classes = ", ".join(f"{label} {name}" for label, name in enumerate(plan.class_names[:_LISTED], 1))
     rest = ", ..." if len(plan.class_names) > _LISTED else ""
+    counted = ", ".join(f"{split} {count}" for split, count in splits.items())
+    doubtful = plan.options.ignore_below
+    ignore = (
+        "never written" if doubtful is None else f"a class of a mean confidence below {doubtful:g} in its image"
+    )
     return f"""---
 {yaml_text}---
 
 # Masks by cliper
 
-{images} images with semantic masks that a model made from class names; no person has drawn them.
+{sum(splits.values())} images ({counted}) with semantic masks that a model made from class names; no person has
+drawn them.
 
-- Run: `{plan.run_uri}`, fingerprint `{plan.fingerprint}`
-- `mask`: a PNG of labels at the image's size. 0 is background or unknown; {plan.ignore_value} is never written and
-  free for trainers to ignore. Pixels are in the file's own grid: EXIF orientation is not applied.
+- Run: `{plan.run_name}`, fingerprint `{plan.fingerprint}`
+- `mask`: a PNG of labels at the image's size. 0 is background or unknown; {plan.ignore_value} is for trainers to
+  ignore: {ignore}. Pixels are in the file's own grid: EXIF orientation is not applied.
 - `image`: {"the source, its orientation tag reset" if plan.images else "not copied; `uri` is its address"}
-- Classes (also in `classes.json`): {classes}{rest}
+- `id2label.json` names the labels, in the form that transformers takes. Classes: {classes}{rest}
 """
+
+
+def croissant(plan: Plan, splits: Mapping[str, int]) -> dict[str, Any]:
+    """Croissant 1.0 metadata: the Parquet files and their main columns."""
+    kinds = {"image_id": "sc:Text", "uri": "sc:Text", "width": "sc:Integer", "height": "sc:Integer"}
+    kinds |= {"confidence": "sc:Float", "mask": "sc:ImageObject"} | (
+        {"image": "sc:ImageObject"} if plan.images else {}
+    )
+    return {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "name": plan.run_name,
+        "description": f"Semantic masks of {sum(splits.values())} images, cliper run {plan.fingerprint}",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "version": "1.0.0",
+        "distribution": [
+            {
+                "@type": "cr:FileSet",
+                "@id": split,
+                "name": split,
+                "encodingFormat": "application/x-parquet",
+                "includes": f"data/{split}-*.parquet",
+            }
+            for split in splits
+        ],
+        "recordSet": [
+            {
+                "@type": "cr:RecordSet",
+                "@id": f"{split}-images",
+                "name": f"{split}-images",
+                "field": [_croissant_field(split, name, kind) for name, kind in kinds.items()],
+            }
+            for split in splits
+        ],
+    }
+
+
+_CONTEXT = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "conformsTo": "http://purl.org/dc/terms/conformsTo",
+    "column": "cr:column",
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "extract": "cr:extract",
+    "field": "cr:field",
+    "fileSet": "cr:fileSet",
+    "includes": "cr:includes",
+    "recordSet": "cr:recordSet",
+    "source": "cr:source",
+}
+
+
+def _croissant_field(split: str, name: str, kind: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:Field",
+        "@id": f"{split}-images/{name}",
+        "name": name,
+        "dataType": kind,
+        "source": {"fileSet": {"@id": split}, "extract": {"column": name}},
+    }
 
 
 def _card_features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -96,11 +190,21 @@ def _card_features(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _card_type(kind: Mapping[str, Any]) -> dict[str, Any]:
     if kind.get("_type") == "Value":
         return {"dtype": kind["dtype"]}
+    if kind.get("_type") == "ClassLabel":
+        return {"dtype": {"class_label": {"names": {str(i): name for i, name in enumerate(kind["names"])}}}}
     if kind.get("_type") == "List":
-        return {"list": _card_features(kind["feature"])}
+        inner = kind["feature"]
+        return {"list": inner["dtype"] if inner.get("_type") == "Value" else _card_features(inner)}
     if kind.get("_type") == "Image":
         return {"dtype": "image"}
     return {"struct": _card_features(kind)}
 
 
-HUGGINGFACE = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF"), keeps_failed=True)
+HUGGINGFACE = Exporter(
+    _shard,
+    _finish,
+    image_formats=("PNG", "JPEG", "WEBP", "BMP", "TIFF"),
+    val_share=0.0,
+    keeps_failed=True,
+    ignores=True,
+)

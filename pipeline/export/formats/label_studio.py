@@ -16,35 +16,52 @@ import numpy as np
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, refuse_unprintable
 from cliper.pipeline.export.brush import encode_counts
 from cliper.pipeline.export.folder import Folder, write_list
+from cliper.pipeline.export.regions import components
 from cliper.pipeline.export.runlength import label_counts
 from cliper.pipeline.storage.backend import is_local, join
 
 FROM_NAME, TO_NAME = "label", "image"
 
 
-def results(labels: np.ndarray, class_names: Sequence[str], key: str) -> list[dict[str, Any]]:
-    """One brush result per label but 0 of [H, W], uint8 or uint16; `key` makes their ids unique."""
+def results(
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    key: str,
+    things: set[int] | None = None,
+    scores: Mapping[int, float] | None = None,
+) -> list[dict[str, Any]]:
+    """A brush result per label but 0 of [H, W], per connected region of `things`; `key` makes ids unique."""
     height, width = labels.shape
+    ids, owners = components(labels, things) if things else (labels, [])
     return [
         {
-            "id": hashlib.blake2b(f"{key}\0{label}".encode(), digest_size=5).hexdigest(),
+            "id": hashlib.blake2b(f"{key}\0{number}".encode(), digest_size=5).hexdigest(),
             "type": "brushlabels",
             "from_name": FROM_NAME,
             "to_name": TO_NAME,
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
+            **({"score": scores[label]} if scores and label in scores else {}),
             "value": {
                 "format": "rle",
                 "rle": encode_counts(counts),
                 "brushlabels": [class_names[label - 1]],
             },
         }
-        for label, counts in label_counts(labels.ravel()).items()
+        for number, counts in label_counts(ids.ravel()).items()
+        for label in [owners[number - 1] if things else number]
     ]
 
 
-def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str], image_url: str) -> dict[str, Any]:
+def task(
+    row: Mapping[str, Any],
+    labels: np.ndarray,
+    class_names: Sequence[str],
+    image_url: str,
+    things: set[int] | None = None,
+    scores: Mapping[int, float] | None = None,
+) -> dict[str, Any]:
     """A task with its prediction. `labels` must be in the grid that the editor shows.
 
     If the image at `image_url` has an EXIF orientation, apply it first (`cliper.pipeline.corpus.decode.upright`).
@@ -55,7 +72,7 @@ def task(row: Mapping[str, Any], labels: np.ndarray, class_names: Sequence[str],
             {
                 "model_version": row["run_fingerprint"],
                 "score": row["confidence"],
-                "result": results(labels, class_names, row["image_id"]),
+                "result": results(labels, class_names, row["image_id"], things, scores),
             }
         ],
     }
@@ -93,8 +110,8 @@ def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Ite
                 name = f"images/{item.name}{item.image_ending}"
                 folder.write(name, item.image)
                 url = join(folder.uri, name)
-            records.append({"image_id": item.image_id, "name": item.name, "uri": item.uri})
-            yield task(item.row, item.labels, plan.class_names, image_url(url))
+            records.append(item.record(plan))
+            yield task(item.row, item.labels, plan.class_names, image_url(url), plan.things, item.scores)
 
     with folder.create(f"tasks/{shard:06d}.json") as handle:
         write_list(handle, tasks())
@@ -110,4 +127,6 @@ def _check(plan: Plan) -> None:
         refuse_unprintable(name, "class name")
 
 
-LABEL_STUDIO = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, check=_check)
+LABEL_STUDIO = Exporter(
+    _shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, instances=True, check=_check
+)

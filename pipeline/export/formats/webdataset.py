@@ -1,5 +1,8 @@
 """WebDataset: one tar per shard with NAME.mask.png, NAME.json and, if images are copied, NAME.jpg.
 
+Masks are grayscale: webdataset's decoders turn a palette into colors. 16-bit masks (above 254 classes) need a
+decoder of their own, since "pil" and "rgb8" cut them to 8 bits.
+
 index.json lists the tars and their numbers of samples (the `wids` form); classes.json names the labels.
 """
 
@@ -8,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, grey_png
 from cliper.pipeline.export.folder import Folder, compact_json
 
 
@@ -20,15 +23,11 @@ def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Ite
     name = f"shard-{shard:06d}.tar"
     with folder.create(name) as handle, tarfile.open(fileobj=handle, mode="w") as tar:
         for item in itertools.chain([first], items):
-            _add(tar, f"{item.name}.mask.png", item.png)
+            _add(tar, f"{item.name}.mask.png", grey_png(item.labels))
             if item.image is not None:
                 _add(tar, f"{item.name}{item.image_ending}", item.image)
-            _add(tar, f"{item.name}.json", compact_json(_metadata(item)))
-            yield {"image_id": item.image_id, "name": item.name, "uri": item.uri, "tar": name}
-
-
-def _metadata(item: Item) -> dict[str, object]:
-    return {key: value for key, value in item.row.items() if key not in ("mask", "mask_codec")}
+            _add(tar, f"{item.name}.json", compact_json(item.metadata))
+            yield item.record(plan) | {"tar": name}
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -47,4 +46,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
     folder.write("classes.json", compact_json(names))
 
 
-WEBDATASET = Exporter(_shard, _finish, image_formats=("JPEG", "PNG", "WEBP"))
+WEBDATASET = Exporter(_shard, _finish, image_formats=("JPEG", "PNG", "WEBP"), ignores=True)

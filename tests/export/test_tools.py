@@ -1,0 +1,95 @@
+"""Exports opened by the tools themselves. They are heavy: CLIPER_TOOLS names a Python that has them.
+
+The results with their versions are in docs/EXPORT.md.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cliper.pipeline.export.driver import export, make_plan
+from cliper.pipeline.export.options import Options
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.run.rows import LABELED
+from tests.support.export_runs import scenes, scripted_run, stored_masks
+
+PYTHON = os.environ.get("CLIPER_TOOLS", "")
+pytestmark = pytest.mark.skipif(not PYTHON, reason="CLIPER_TOOLS names no Python with datumaro and labelformat")
+
+# Prints JSON: pixels of each label of each image, by the name of the item.
+DATUMARO = """
+import json, sys
+from collections import Counter
+import numpy as np
+from datumaro.components.dataset import Dataset
+from datumaro.components.annotation import AnnotationType
+folder, form = sys.argv[1:]
+dataset, found = Dataset.import_from(folder, form), {}
+names = [label.name for label in dataset.categories()[AnnotationType.label]]
+for item in dataset:
+    pixels = Counter()
+    for one in item.annotations:
+        if one.type == AnnotationType.mask:
+            pixels[names[one.label]] += int(np.count_nonzero(one.image))
+        if one.type == AnnotationType.polygon:
+            pixels[names[one.label]] += int(round(one.get_area()))
+    found[item.id.rsplit('/')[-1]] = dict(pixels)
+print(json.dumps(found))
+"""
+LABELFORMAT = """
+import json, sys
+from pathlib import Path
+from labelformat.formats import COCOInstanceSegmentationInput
+label_input = COCOInstanceSegmentationInput(Path(sys.argv[1]))
+found = {}
+for one in label_input.get_labels():
+    found[Path(one.image.filename).stem] = len(one.objects)
+print(json.dumps(found))
+"""
+
+
+def run_tool(code: str, *arguments: str) -> dict[str, dict[str, int]]:
+    done = subprocess.run([PYTHON, "-c", code, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    given = scenes(30, hard_ids=[f"image-{i}.jpg" for i in range(30)])
+    return scripted_run(tmp_path_factory.mktemp("tools"), given, shard={"images": 16})
+
+
+CASES = {
+    "voc_segmentation": ("voc", {}, "VOCdevkit/VOC2012"),
+    "coco": ("coco", {"segmentation": "polygon", "val_share": 0.3}, ""),
+    "coco_panoptic": ("coco-panoptic", {}, ""),
+    "datumaro": ("datumaro", {"val_share": 0.3}, ""),
+    "cvat": ("cvat", {}, ""),
+}
+
+
+@pytest.mark.parametrize("form", CASES)
+def test_datumaro_reads_the_masks(form: str, run: Run, tmp_path: Path) -> None:
+    to, options, below = CASES[form]
+    plan = make_plan(run, to, LABELED, True, Options(**options))
+    export(run, plan, str(tmp_path))
+    found = run_tool(DATUMARO, str(tmp_path / below), form)
+    masks = stored_masks(run)
+    names = {image_id.removesuffix(".jpg"): mask for image_id, mask in masks.items()}
+    assert set(found) == set(names)
+    for name, mask in names.items():
+        wanted = {n.replace(":", "_"): int((mask == k).sum()) for k, n in enumerate(plan.class_names, 1)}
+        counted = {
+            n.replace(":", "_"): pixels for n, pixels in found[name].items() if n != "background" and pixels
+        }
+        assert counted == {n: pixels for n, pixels in wanted.items() if pixels}
+
+
+def test_labelformat_reads_polygons(run: Run, tmp_path: Path) -> None:
+    export(run, make_plan(run, "coco", LABELED, True, Options(segmentation="polygon")), str(tmp_path))
+    found = run_tool(LABELFORMAT, str(tmp_path / "annotations/instances_train.json"))
+    assert len(found) == 30
