@@ -44,7 +44,7 @@ class KilledError(BaseException):
 
 @dataclass(frozen=True)
 class Dying(Storage):
-    """Dies before or after one of its next writes and removals."""
+    """Dies before one of its next writes and removals, which is also after the one before it."""
 
     left: list[int] = field(default_factory=lambda: [-1])
 
@@ -56,12 +56,10 @@ class Dying(Storage):
     def write(self, uri: str, data: bytes) -> None:
         self._step()
         super().write(uri, data)
-        self._step()
 
     def remove(self, uri: str) -> None:
         self._step()
         super().remove(uri)
-        self._step()
 
 
 @dataclass
@@ -258,7 +256,7 @@ def test_a_run_is_extended_daily_with_kills(seed: int, corpus: Corpus, tmp_path:
     chance, kills, ever = random.Random(seed), 0, set(corpus.names)
     for _ in range(DAYS):
         change(corpus, chance)
-        for left in (*(chance.randrange(1, 24) for _ in range(chance.randrange(3))), -1):
+        for left in (*(chance.randrange(1, 12) for _ in range(chance.randrange(3))), -1):
             ever |= corpus.names
             try:
                 label_all(extend(corpus.folder, tmp_path / "run", RELABEL, Dying(left=[left]))[0])
@@ -274,7 +272,7 @@ def test_a_run_is_extended_daily_with_kills(seed: int, corpus: Corpus, tmp_path:
     assert whole_after_cleaning(job.run)
 
 
-def test_a_kill_before_and_after_every_write(tmp_path: Path) -> None:
+def test_a_kill_between_any_two_writes(tmp_path: Path) -> None:
     """One extension that adds, updates and relabels, killed at each of its steps; the same command finishes it."""
     corpus = Corpus(tmp_path / "in")
     for i in range(17):
@@ -296,4 +294,4 @@ def test_a_kill_before_and_after_every_write(tmp_path: Path) -> None:
         label_all(job)
         assert masks(job.run) == at_once
         assert whole_after_cleaning(job.run)
-    assert step > 15
+    assert step > 8
