@@ -10,7 +10,7 @@ import typer
 
 from cliper.jobs.serve_guard import MOST_UPLOAD
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import CONFIGS, classes_for, load_config
+from cliper.pipeline.config import CONFIGS, backbone_of, classes_for, embedded_note, load_config
 from cliper.pipeline.corpus.decode import SUFFIXES
 from cliper.pipeline.extras import require
 
@@ -60,6 +60,9 @@ def serve(
         max_file_size=MOST_UPLOAD,
         app_kwargs=guarded([host, socket.gethostname(), socket.getfqdn(), *(name or [])]),
     )
+    drawn = embedded_note(backbone_of(settings))
+    if drawn is not None:
+        print(f"note      {drawn}", flush=True)
     print(f"serving   http://{host}:{port} (Ctrl-C stops)", flush=True)
     try:
         threading.Event().wait()

@@ -14,6 +14,7 @@ from cliper.jobs.serve_guard import OwnPageOnly, read_upload
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig
 from cliper.model.errors import CliperError
+from cliper.pipeline.config import backbone_of, embedded_note
 from cliper.pipeline.corpus.decode import pixels_claimed
 from cliper.pipeline.corpus.formats import FORMATS
 from cliper.pipeline.errors import ImageError
@@ -48,6 +49,9 @@ def build_page(previewer: Previewer, classes: ClassList, examples: Sequence[Path
     settings = model if isinstance(model, CLIPerConfig) else None  # other segmenters: classes only
     with gr.Blocks(analytics_enabled=False, title="cliper", delete_cache=(CACHE_SECONDS, CACHE_SECONDS)) as page:
         gr.Markdown("# cliper\nTry classes and thresholds on one image, then take the settings to `cliper label`.")
+        drawn = embedded_note(backbone_of(previewer.config))
+        if drawn is not None:
+            gr.Markdown(f"**Note:** {drawn}.")
         with gr.Row():
             with gr.Column(scale=2):
                 image = gr.Image(sources=["upload", "clipboard"], height=300)

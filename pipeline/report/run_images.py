@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -18,8 +19,20 @@ from cliper.pipeline.report.run_stats import Sampled
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
+from cliper.pipeline.storage.backend import is_local
 
-_COLUMNS = ("image_id", "width", "height", "orientation", "mask", "mask_codec", "classes", "confidence")
+_COLUMNS = (
+    "image_id",
+    "width",
+    "height",
+    "orientation",
+    "mask",
+    "mask_codec",
+    "classes",
+    "confidence",
+    "margin",
+    "uri",
+)
 _THREADS = 4
 
 Place = tuple[int, int]  # shard, row in it
@@ -37,6 +50,8 @@ class Shown:
     confidence: float
     labels: list[dict[str, Any]]  # name, color, share (of the image) and confidence of every label in the mask
     note: str = ""  # the reason if there is no photograph
+    margin: float = 0.0
+    link: str | None = None  # address of the source, if a browser can open it
 
     def confidence_of(self, label: int) -> float:
         """Mean confidence of one label in this image, 0 to 1."""
@@ -91,7 +106,15 @@ def _shown(row: Mapping[str, Any], source: Mapping[str, Any], max_pixels: int) -
         confidence=row["confidence"],
         labels=[_label(entry, mask.size) for entry in row["classes"]],
         note=note,
+        margin=row["margin"],
+        link=_link(row["uri"]),
     )
+
+
+def _link(uri: str) -> str | None:
+    if uri.startswith(("http://", "https://")):
+        return uri
+    return f"file://{quote(uri.removeprefix('file://'))}" if is_local(uri) else None
 
 
 def _label(entry: Mapping[str, Any], pixels: int) -> dict[str, Any]:

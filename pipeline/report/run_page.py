@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cliper.pipeline.config import embedded_note
 from cliper.pipeline.parallel import Workers
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
@@ -87,6 +88,10 @@ def _model(run: Run, shard: int) -> str:
 
 def _notes(collected: Collected) -> list[str]:
     manifest, notes = collected.manifest, []
+    model = collected.run.identity.get("model", {}).get("backbone", {})
+    drawn = embedded_note(model.get("model", "") if isinstance(model, dict) else "")
+    if drawn is not None:
+        notes.append(f"{drawn[0].upper()}{drawn[1:]}.")
     if len(collected.done) < manifest.shards:
         notes.append(
             f"Not finished: {len(collected.done):,} of {manifest.shards:,} shards are done. "

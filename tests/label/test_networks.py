@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cliper.jobs.evaluations import _finish, _stored_setting
+from cliper.jobs.evaluations import _stored_setting
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError
 from cliper.model.network_configs import MasksConfig
@@ -22,7 +22,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.proposals import proposals
-from cliper.pipeline.evaluate.results import figures
+from cliper.pipeline.evaluate.results import figures, summarise
 from cliper.pipeline.label.combined import Voter, majority, region_means, superpixels
 from cliper.pipeline.label.estimate import measure
 from cliper.pipeline.label.segmenters import SEGMENTERS, chosen, members_of
@@ -108,7 +108,8 @@ def _evaluate(run: Run, corpus: Path, tmp_path: Path) -> None:
     found = proposals(evaluation.counter(), evaluation.read())
     if "proposer_backbone" in run.identity["weights"]:
         assert found == {"recall": 1.0, "mean": 2.0}  # its own masks hold proposed classes only
-        results, _ = _finish(evaluation, _stored_setting(run, None, None, None))
+        setting = _stored_setting(run, None, None, None)
+        results = summarise(evaluation.read(), evaluation.identity, setting) | {"proposals": found}
         assert ("classes proposed per image", "2.00") in figures(results)
     else:
         assert found is None

@@ -93,7 +93,7 @@ def test_the_tutorial(home: Path, environment: dict[str, str]) -> None:
     assert "picked    3 images" in shown["cliper review pick"]
     assert "reviewed  3 images: 1 changed, 2 confirmed" in shown["cliper review apply"]
     assert (home / "build/tutorial/report.html").stat().st_size > 10_000
-    assert len(list((home / "build/tutorial/voc/SegmentationClass").glob("*.png"))) == 6
+    assert len(list((home / "build/tutorial/voc/VOCdevkit/VOC2012/SegmentationClass").glob("*.png"))) == 6
     student = shown["python -m examples.student --run"]
     assert re.search(r"teacher   [\d.]+ mIoU on 2 held-out scenes\nstudent   [\d.]+ mIoU", student)
     assert (home / "build/tutorial/student/student.pt").is_file()

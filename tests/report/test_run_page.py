@@ -323,6 +323,41 @@ def test_the_page_works_in_a_browser(page: Path) -> None:
 
 
 @needs_chromium
+def test_images_are_found_sorted_enlarged_and_unmasked(page: Path) -> None:
+    with browser_page() as watched:
+        open_file(watched, page)
+        view = watched.page
+        view.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
+        names = "[...document.querySelectorAll('.group figure')].filter((f) => f.checkVisibility())"
+        every = view.evaluate(f"{names}.map((f) => f.dataset.name)")
+        view.locator("#find").fill(every[0])
+        chosen = view.evaluate(f"{names}.map((f) => f.dataset.name)")
+        assert 0 < len(chosen) < len(every)
+        assert view.inner_text("#found") == f"{len(chosen)} of {len(every)} images"
+        assert set(chosen) == {name for name in every if every[0].lower() in name.lower()}
+        view.locator("#find").fill("")
+        view.locator("#sort").select_option("margin")
+        margins = (
+            "[...document.querySelectorAll('.gallery')].map((g) => [...g.children].map((f) => +f.dataset.margin))"
+        )
+        assert all(found == sorted(found) for found in view.evaluate(margins))
+        view.locator(".group .zoom").first.click()
+        assert view.locator("#large").is_visible()
+        before = view.locator("#large figure").inner_text()
+        view.keyboard.press("ArrowRight")
+        assert view.locator("#large figure").count() == 1
+        assert view.locator("#large figure").inner_text() != before
+        assert violations(view) == []
+        view.keyboard.press("Escape")
+        assert not view.locator("#large").is_visible()
+        view.keyboard.press("h")
+        assert colour_of(watched, "figure .mask", "visibility") == "hidden"
+        view.keyboard.press("h")
+        assert colour_of(watched, "figure .mask", "visibility") == "visible"
+        assert watched.errors == []
+
+
+@needs_chromium
 def test_the_page_fits_a_phone_in_the_dark(page: Path) -> None:
     with browser_page(PHONE, dark=True) as watched:
         open_file(watched, page)

@@ -79,7 +79,7 @@ def test_python_reads_it(home: Path) -> None:
 def test_export_report_and_review(home: Path) -> None:
     run = str(home / "run")
     command("export", run, "--to", "coco", "--output", str(home / "coco"))
-    assert len(json.loads((home / "coco" / "annotations.json").read_text())["images"]) == 3
+    assert len(json.loads((home / "coco" / "annotations" / "instances_train.json").read_text())["images"]) == 3
     command("export", run, "--to", "huggingface", "--output", str(home / "hf"), "--workers", "1")
     features = pq.read_schema(next((home / "hf" / "data").glob("*.parquet"))).names
     assert ("sharpness" in features) is GROWN
