@@ -31,6 +31,7 @@ from cliper.pipeline.corpus.manifest import (
 )
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import InputError
+from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.run.changed import changed_shards, read_changed, write_changed
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.leftovers import unnamed_parts
@@ -143,6 +144,8 @@ def _note_changed(
             updates[shard][entry.image_id] = entry
     for shard, images in again.items():
         write_changed(run, shard, images)
+    for shard in {*again, *updates}:  # rows that an interrupted attempt kept may be of an earlier image
+        forget_attempts(run.storage, run.uri, shard)
     return sum(map(len, again.values())), updates
 
 

@@ -73,7 +73,8 @@ def test_a_store_that_is_down_stops_also_a_shard_of_one(
             load_entries(Storage(store.options), 0, entries("a"), "image")
 
 
-def test_an_object_that_is_forbidden_is_its_own_matter() -> None:
+def test_an_object_that_is_forbidden_is_its_own_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "WAIT_SECONDS", 60.0)
     with FaultyS3() as store:
         store.objects["b/a.jpg"] = b"12345"
         store.fail("GET", "a.jpg", "403 AccessDenied", 99)

@@ -19,6 +19,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.label.job import Job, notice_of_new
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.changed import changed_shards, forget_changed
 from cliper.pipeline.run.extend import RELABEL, Extension, extend_run
 from cliper.pipeline.run.failed import find_failed
@@ -43,7 +44,7 @@ class KilledError(BaseException):
 
 @dataclass(frozen=True)
 class Dying(Storage):
-    """Dies before or after one of its next writes and removals."""
+    """Dies before one of its next writes and removals, which is also after the one before it."""
 
     left: list[int] = field(default_factory=lambda: [-1])
 
@@ -55,12 +56,10 @@ class Dying(Storage):
     def write(self, uri: str, data: bytes) -> None:
         self._step()
         super().write(uri, data)
-        self._step()
 
     def remove(self, uri: str) -> None:
         self._step()
         super().remove(uri)
-        self._step()
 
 
 @dataclass
@@ -189,6 +188,17 @@ def test_unlabeled_images_are_listed_anew(corpus: Corpus, tmp_path: Path) -> Non
     assert verify_run(run, 1).whole
 
 
+def test_rows_kept_by_an_interrupted_attempt_are_not_taken_for_another_image(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    run = label_small(corpus.folder, tmp_path / "run", shards=[0, 2])
+    done = rows_of(label_small(corpus.folder, tmp_path / "other"))[10]
+    Attempts.begin(LOCAL, run.uri, 1, "me").keep([done | {"run_fingerprint": run.fingerprint}])
+    corpus.write("010.jpg", jpeg(110) + b"longer")
+    label_all(extend(corpus.folder, tmp_path / "run")[0])
+    assert masks(run)["010.jpg"] == masks(label_small(corpus.folder, tmp_path / "new"))["010.jpg"]
+
+
 def test_an_id_that_is_listed_twice_is_refused_and_leaves_the_run(tmp_path: Path) -> None:
     corpus, listed = Corpus(tmp_path / "in"), tmp_path / "list.csv"
     for name in ("a.jpg", "b.jpg", "c.jpg"):
@@ -246,7 +256,7 @@ def test_a_run_is_extended_daily_with_kills(seed: int, corpus: Corpus, tmp_path:
     chance, kills, ever = random.Random(seed), 0, set(corpus.names)
     for _ in range(DAYS):
         change(corpus, chance)
-        for left in (*(chance.randrange(1, 24) for _ in range(chance.randrange(3))), -1):
+        for left in (*(chance.randrange(1, 12) for _ in range(chance.randrange(3))), -1):
             ever |= corpus.names
             try:
                 label_all(extend(corpus.folder, tmp_path / "run", RELABEL, Dying(left=[left]))[0])
@@ -262,7 +272,7 @@ def test_a_run_is_extended_daily_with_kills(seed: int, corpus: Corpus, tmp_path:
     assert whole_after_cleaning(job.run)
 
 
-def test_a_kill_before_and_after_every_write(tmp_path: Path) -> None:
+def test_a_kill_between_any_two_writes(tmp_path: Path) -> None:
     """One extension that adds, updates and relabels, killed at each of its steps; the same command finishes it."""
     corpus = Corpus(tmp_path / "in")
     for i in range(17):
@@ -284,4 +294,4 @@ def test_a_kill_before_and_after_every_write(tmp_path: Path) -> None:
         label_all(job)
         assert masks(job.run) == at_once
         assert whole_after_cleaning(job.run)
-    assert step > 15
+    assert step > 8

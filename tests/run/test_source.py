@@ -22,7 +22,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def verify(run: Run, *options: str) -> Result:
-    return CliRunner().invoke(app, ["verify", run.uri, "--processes", "1", *options])
+    return CliRunner().invoke(app, ["verify", run.uri, "--workers", "1", *options])
 
 
 def test_the_source_as_it_was(run: Run) -> None:
