@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -40,7 +40,7 @@ class RunProgress:
         self._committed: set[int] = set()  # shards of `add` that may still be on the board
         self._at_work: dict[int, tuple[int, int]] = {}  # shard: images segmented, of which failed
         self._history = deque([(self.started, 0)], HISTORY)  # (time, images), the newest last
-        self._last_line, self._first_image = self.started, False
+        self._last_line, self._first_image, self._first = self.started, False, Lock()
         self._bar: Progress | None = None
 
     @contextmanager
@@ -75,6 +75,7 @@ class RunProgress:
         self.images += summary["images"]
         self.failures.update(summary["failures"])
         self._committed.add(summary["shard"])
+        self._tell_first()
         self._show()
 
     def see(self, seen: "Seen") -> None:
@@ -87,10 +88,16 @@ class RunProgress:
         committed = set(self._committed)  # a copy: `add` runs in another thread
         self._at_work = {shard: count for shard, count in seen.shards.items() if shard not in committed}
         self._committed -= committed - seen.shards.keys()
-        if not self._first_image and self.labeled:
-            self._first_image = True
-            self._line(f"first images labeled after {self.seconds:.1f} s")
+        self._tell_first()
         self._show()
+
+    def _tell_first(self) -> None:
+        """Print once when the first images are labeled; a note or a commit tells of them."""
+        with self._first:
+            if self._first_image or not self.labeled:
+                return
+            self._first_image = True
+        self._line(f"first images labeled after {self.seconds:.1f} s")
 
     @property
     def labeled(self) -> int:
