@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cliper.jobs.cli import app
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import read_manifest, read_part, write_manifest
@@ -19,6 +21,7 @@ from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.label.job import Job, notice_of_new
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.results import open_run
 from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.changed import changed_shards, forget_changed
 from cliper.pipeline.run.extend import RELABEL, Extension, extend_run
@@ -178,6 +181,19 @@ def test_what_vanished_and_changed_is_reported_and_labeled_again_on_request(
     found = extend(corpus.folder, tmp_path / "run", RELABEL)[1]
     assert found is not None
     assert found.found.differences == []
+
+
+def test_readers_take_the_extended_run(corpus: Corpus, tmp_path: Path) -> None:
+    label_small(corpus.folder, tmp_path / "run")
+    for name in ("000a.jpg", "new/b.jpg", "zzz.jpg"):
+        corpus.write(name, jpeg(77))
+    label_all(extend(corpus.folder, tmp_path / "run")[0])
+    opened = open_run(str(tmp_path / "run"))
+    assert set(opened.table(["image_id"])["image_id"].to_pylist()) == corpus.names
+    assert {image_id for _, _, image_id in opened.dataset()} == corpus.names
+    assert opened.export("coco", str(tmp_path / "coco")).images == 23
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "--workers", "1"])
+    assert "read      23 rows in" in done.output
 
 
 def test_unlabeled_images_are_listed_anew(corpus: Corpus, tmp_path: Path) -> None:

@@ -85,6 +85,13 @@ def test_rows_that_are_missing_doubled_foreign_or_in_another_order(run: Run) -> 
     assert found(run) == {"missing": 3, "doubled": 3, "misplaced": 1, "foreign": 1}
 
 
+def test_rows_with_another_uri(run: Run) -> None:
+    rewritten(
+        run, 4, lambda rows: [*rows[:6], *(row | {"uri": f"/elsewhere/{row['image_id']}"} for row in rows[6:])]
+    )
+    assert found(run) == {"other_uri": 2}
+
+
 def test_two_files_swapped(run: Run) -> None:
     first, second = file_of(run, 1), file_of(run, 2)
     data = first.read_bytes()
