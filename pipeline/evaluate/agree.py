@@ -5,6 +5,7 @@ agreement/DIGEST/                  inside the first run's folder; the digest ide
     counts/shard-000000.parquet    sparse counts per image and pair of runs (AGREEMENT); its presence is the commit
     images.parquet                 agreement of every image, the least first
     agreement.md                   classes, and the most frequent confusions
+agreement/summary.json             what `cliper report` shows (report/agreements.py)
 
 Counts are integers per image and are added, so a result does not depend on shards, workers or order.
 """
@@ -25,6 +26,7 @@ from cliper.pipeline.evaluate.counts import counts_file
 from cliper.pipeline.evaluate.evaluation import check_summary, counted_shards, read_counts_file
 from cliper.pipeline.evaluate.metrics import Ints, confusion_totals, image_confusion, image_totals, ratio
 from cliper.pipeline.evaluate.results import percent
+from cliper.pipeline.report.agreements import add_summary
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
@@ -32,6 +34,7 @@ from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import sealed_table
 
 CONFUSIONS = 12  # listed in agreement.md
+LEAST = 5  # classes, and images, that agree least, in the report
 
 
 def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
@@ -201,8 +204,9 @@ def read_agreement(agreement: Agreement) -> Agreed:
 
 
 def write_agreement(agreement: Agreement, found: Agreed) -> str:
-    """Write images.parquet and agreement.md; returns the text of the latter."""
+    """Write images.parquet, agreement.md and the summary for the report; returns the text of agreement.md."""
     storage, text = agreement.runs[0].storage, _page(agreement, found)
+    add_summary(agreement.runs[0], agreement.folder.rpartition("/")[2], _summary(agreement, found))
     storage.write(join(agreement.folder, "images.parquet"), sealed_table(found.images, compression="zstd"))
     storage.write(join(agreement.folder, "agreement.md"), text.encode())
     return text
@@ -218,7 +222,7 @@ def image_agreement(run: Run, folder: str) -> dict[str, float]:
 
 
 def _page(agreement: Agreement, found: Agreed) -> str:
-    mean = float(np.mean(found.images["agreement"].to_numpy())) if len(found.images) else float("nan")
+    mean = _mean(found)
     lines = ["# Agreement of runs", ""]
     lines += [f"{number}: {run.uri}" for number, run in enumerate(agreement.runs)]
     left = f"; {found.left_out} without a mask in some run are left out" if found.left_out else ""
@@ -227,6 +231,28 @@ def _page(agreement: Agreement, found: Agreed) -> str:
     for pair, confusion in zip(agreement.pairs, found.confusions, strict=True):
         lines += _pair_lines(pair, confusion, names)
     return "\n".join(lines) + "\n"
+
+
+def _mean(found: Agreed) -> float:
+    return float(np.mean(found.images["agreement"].to_numpy())) if len(found.images) else float("nan")
+
+
+def _summary(agreement: Agreement, found: Agreed) -> dict[str, Any]:
+    """The other runs, the mean IoU, and the classes and images that agree least; plain values."""
+    names, values = ["background", *agreement.names], []
+    for confusion in found.confusions:
+        agree, mine, theirs = confusion_totals(np.pad(confusion, ((0, 0), (0, 1))))
+        values.append(ratio(agree, mine + theirs - agree))
+    known = [(name, [v for v in ious if not np.isnan(v)]) for name, *ious in zip(names, *values, strict=True)]
+    classes = sorted((float(np.mean(ious)), name) for name, ious in known if ious)[:LEAST]
+    images = found.images.slice(0, LEAST).to_pylist()
+    return {
+        "runs": [run.uri for run in agreement.runs[1:]],
+        "images": len(found.images),
+        "iou": None if np.isnan(_mean(found)) else _mean(found),
+        "classes": [{"name": name, "iou": iou} for iou, name in classes],
+        "least": [{"name": row["image_id"], "iou": row["agreement"]} for row in images],
+    }
 
 
 def _pair_lines(pair: tuple[int, int], confusion: Ints, names: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from cliper.pipeline.config import embedded_note
 from cliper.pipeline.parallel import Workers
+from cliper.pipeline.report.agreements import read_summaries
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
 from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
@@ -63,6 +64,7 @@ def render_run(
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
             "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
+            "agreements": list(read_summaries(run).values()),
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),

@@ -19,6 +19,7 @@ from cliper.pipeline.evaluate.agree import (
 )
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.review.select import select_images
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.storage.backend import Storage
@@ -58,6 +59,11 @@ def test_counts_are_those_by_hand(prepared: Prepared, tmp_path: Path) -> None:
     assert found.images["agreement"].to_pylist() == pytest.approx(list(expected.values()))
     text = write_agreement(agreement, found)
     assert "| cat | 66.67 |" in text  # 10 of 15
+    write_run_report(a, str(tmp_path / "report.html"), sample=10)
+    page = (tmp_path / "report.html").read_text()
+    assert "<h2>Agreement</h2>" in page
+    assert f'<td class="text">{b.uri}</td><td class="n">3</td>' in page
+    assert "<div>dog 37.5%</div>" in page  # 3 of 8
     assert "| cat | dog | 16.67 |" in text  # 4 of 24 pixels
     assert image_agreement(a, agreement.folder) == pytest.approx(expected)
     assert list(count_agreement(open_agreement([a, b]))) == []  # all shards are counted

@@ -1,0 +1,22 @@
+"""What `cliper agree` found, for the report: a line per other run. The file is written by evaluate/agree.py."""
+
+from typing import Any
+
+from cliper.pipeline.run.folder import Run
+from cliper.pipeline.storage.backend import join
+
+SUMMARY = "agreement/summary.json"  # in the first run's folder: {digest of the runs: summary}
+
+
+def read_summaries(run: Run) -> dict[str, dict[str, Any]]:
+    """The stored summaries by digest; empty if the run was never compared, or if the file is damaged."""
+    try:
+        found = run.storage.read_json(join(run.uri, SUMMARY))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def add_summary(run: Run, digest: str, summary: dict[str, Any]) -> None:
+    """Add or replace one summary; the report shows all of them."""
+    run.storage.write_json(join(run.uri, SUMMARY), read_summaries(run) | {digest: summary}, indent=1)
