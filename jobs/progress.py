@@ -125,6 +125,7 @@ class RunProgress:
 
         while not stop.wait(POLL_SECONDS):
             self.see(read_board(board))
+        self.see(read_board(board))  # a short run ends between two reads
         clear_board(board)
 
     def _beat(self, run: Run, stop: Event) -> None:

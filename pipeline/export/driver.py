@@ -89,7 +89,8 @@ def export(
         return _summary(uri, marker, shards, started)
     plan = replace(plan, clashing=clashing_names(_ids(run)))
     todo = sorted(set(shards) - _finished(run.storage, uri))
-    _export_shards(_Work(run, plan, uri, corrections), todo, workers, len(shards) - len(todo), on_shard)
+    work = _Work(run, plan, exporter if workers == "ray" else None, uri, corrections)
+    _export_shards(work, todo, workers, len(shards) - len(todo), on_shard)
     done = marker | _finish(run.storage, exporter, plan, uri, shards)
     run.storage.write(join(uri, MARKER), json.dumps(done, indent=2, ensure_ascii=False).encode())
     _remove_parts(run.storage, uri)
@@ -171,12 +172,13 @@ class _Work:
 
     run: Run
     plan: Plan
+    exporter: Exporter | None  # for tasks of Ray, whose processes do not import a user's program; else by name
     uri: str
     corrections: Corrections
 
     def __call__(self, shard: int) -> None:
         """Export one shard; its records file is written last and is the commit."""
-        exporter = EXPORTERS[self.plan.format]
+        exporter = self.exporter or EXPORTERS[self.plan.format]
         left_out: list[LeftOut] = []
 
         def items() -> Iterator[Any]:

@@ -291,7 +291,7 @@ def test_mistakes_are_one_message_and_exit_code_2(tmp_path):
             ["voc21-b16", "--data", prepared.uri, "--output", str(tmp_path / "x")],
             "holds folder, but the config is for",
         ),
-        (["voc99", "--data", "x", "--output", "y"], "neither a file nor a shipped benchmarks name"),
+        (["voc99", "--data", "x", "--output", "y"], "neither a file nor a shipped benchmark config"),
         (["voc21-b16", "--output", "y"], "--data is missing"),
     ]:
         process = cliper(*arguments)

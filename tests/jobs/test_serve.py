@@ -215,7 +215,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
     assert process.stdout is not None
     try:
-        line = process.stdout.readline()  # ends without one if the process does
+        note, line = process.stdout.readline(), process.stdout.readline()  # empty if the process ends
+        assert "knows 19 drawn classes" in note, log.read_text()
         assert line == f"serving   http://127.0.0.1:{port} (Ctrl-C stops)\n", log.read_text()
         yield f"http://127.0.0.1:{port}"
         process.send_signal(signal.SIGINT)

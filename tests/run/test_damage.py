@@ -50,9 +50,9 @@ def commands(run: str, out: str) -> dict[str, list[str]]:
     return {
         "verify": ["verify", run, "--workers", "1"],
         "status": ["status", run],
-        "report": ["report", run, "--output", f"{out}/report.html"],
+        "report": ["report", run, "--output", f"{out}/report.html", "--workers", "1"],
         "export": ["export", run, "--to", "coco", "--output", f"{out}/export", "--workers", "1"],
-        "review": ["review", "pick", run, "--count", "3", "--output", f"{out}/tasks"],
+        "review": ["review", "pick", run, "--count", "3", "--output", f"{out}/tasks", "--workers", "1"],
     }
 
 
