@@ -91,7 +91,8 @@ class Crew:
 def crew(workers: Workers, most: float = math.inf, threads: int = 1) -> Iterator[Crew]:
     """Start `workers`, at most `most` processes; a single one is `threads` threads of this process.
 
-    "ray" needs a connection to Ray (ray.init). An error, or Ctrl-C, inside the block cancels calls that wait.
+    "ray" needs a connection to Ray (ray.init). An error inside the block cancels calls that wait, and waits for
+    those that run, so that none writes afterwards; Ctrl-C does not wait.
     """
     if workers == "ray":
         executor: Executor = _RayTasks()
@@ -104,6 +105,9 @@ def crew(workers: Workers, most: float = math.inf, threads: int = 1) -> Iterator
         executor = ProcessPoolExecutor(size, get_context("spawn"), initializer=_leave_interrupts)
     try:
         yield Crew(executor, size)
+    except Exception:
+        executor.shutdown(wait=True, cancel_futures=True)
+        raise
     except BaseException:
         executor.shutdown(wait=False, cancel_futures=True)
         raise
