@@ -1,7 +1,6 @@
 """The pieces of exports: names, brush code, polygons, RLE, pictures. Round trips hold for any mask."""
 
 import io
-import time
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -68,17 +67,12 @@ def test_outlines_fill_to_the_label_map_again_by_cocos_rule(labels: np.ndarray) 
     assert np.array_equal(found, labels)
 
 
-def test_polygons_are_linear_in_holes() -> None:
-    """Vertices are counted, and the time of four times the holes is far from sixteen times as long."""
-    seconds = []
-    for side in (150, 300):
-        mask = np.ones((side + 2, side + 2), bool)
-        mask[1:-2:3, 1:-2:3] = False
-        started = time.process_time()
-        [polygon] = regions(mask)
-        seconds.append(time.process_time() - started)
-        assert 4 * (~mask).sum() < len(polygon) < 8 * (~mask).sum()
-    assert seconds[1] < 10 * seconds[0]
+def test_polygons_have_few_vertices_a_hole() -> None:
+    """10,000 holes, each joined to the outline once."""
+    mask = np.ones((302, 302), bool)
+    mask[1:-2:3, 1:-2:3] = False
+    [polygon] = regions(mask)
+    assert 4 * (~mask).sum() < len(polygon) < 8 * (~mask).sum()
 
 
 def test_simplified_polygons_keep_holes_and_most_of_the_mask() -> None:
