@@ -85,8 +85,8 @@ def test_label_and_retry(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     gpus = sum(node.get("num_gpus", 0) for node in here.nodes)
     (here.corpus / "broken.jpg").write_bytes(b"no image")
     with ray_session(verbose=False, wait=30) as session:
-        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, cpus_per_actor=1)
-        execute(job, session)
+        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, seconds=0.5, cpus_per_actor=1)
+        execute(job, session)  # long enough for all actors to start
         assert job.config.dtype == "float16"
         (here.corpus / "broken.jpg").unlink()
         failed = find_failed(job.run, job.manifest)
