@@ -64,10 +64,10 @@ def _changed(job: Job, shards: Collection[int]) -> dict[int, int]:
 
     A shard of `shards` is labeled whole, as the manifest lists it now.
     """
-    found = changed_shards(job.run)
-    for shard in set(found).intersection(shards):
+    found, whole = changed_shards(job.run), set(shards)
+    for shard in whole.intersection(found):
         forget_changed(job.run, shard)
-    again = {shard: len(read_changed(job.run, shard)) for shard in found if shard not in set(shards)}
+    again = {shard: len(read_changed(job.run, shard)) for shard in found if shard not in whole}
     if again:
         say(f"{sum(again.values())} images changed since they were labeled: labeled again")
         forget_counts(job.run, again)
