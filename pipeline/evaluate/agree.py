@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cliper.pipeline.errors import EvaluationError, RunError
-from cliper.pipeline.evaluate.counts import counts_file
+from cliper.pipeline.errors import EvaluationError
+from cliper.pipeline.evaluate.counts import counts_file, write_counts
 from cliper.pipeline.evaluate.evaluation import check_summary, counted_shards, read_counts_file
 from cliper.pipeline.evaluate.metrics import Ints, confusion_totals, image_confusion, image_totals, ratio
 from cliper.pipeline.evaluate.results import percent
@@ -83,18 +83,7 @@ class Agreement:
 
     def stage(self, block: pa.Table) -> pa.Table:
         """Count the shards named in column `shard`; adds `counted` (images) and `problem` (null if none)."""
-        outcomes = [self._attempt(shard) for shard in block.column("shard").to_pylist()]
-        counted, problems = pa.array([c for c, _ in outcomes]), pa.array([p for _, p in outcomes], pa.string())
-        return block.append_column("counted", counted).append_column("problem", problems)
-
-    def _attempt(self, shard: int) -> tuple[int, str | None]:
-        try:
-            table = self.count_shard(shard)
-        except (EvaluationError, RunError) as error:
-            return 0, str(error)
-        file = join(self.folder, counts_file(shard))
-        self.runs[0].storage.write(file, sealed_table(table, compression="zstd"))
-        return len(table) // len(self.pairs), None
+        return write_counts(block, self.count_shard, self.runs[0].storage, self.folder, len(self.pairs))
 
     def count_shard(self, shard: int) -> pa.Table:
         """Compare the masks of a shard, pair by pair: a table of AGREEMENT. Raises EvaluationError or RunError."""

@@ -2,7 +2,7 @@
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,27 @@ def counts_file(shard: int) -> str:
     return f"counts/{shard_name(shard)}"
 
 
+def write_counts(
+    block: pa.Table, count_shard: Callable[[int], pa.Table], storage: Storage, folder: str, rows_per_image: int = 1
+) -> pa.Table:
+    """Count the shards named in column `shard` into `folder`; adds `counted` (images) and `problem` (or null).
+
+    Errors are returned, not raised: an exception in a Ray task would be retried and wrapped.
+    """
+
+    def attempt(shard: int) -> tuple[int, str | None]:
+        try:
+            table = count_shard(shard)
+        except (EvaluationError, RunError) as error:
+            return 0, str(error)
+        storage.write(join(folder, counts_file(shard)), sealed_table(table, compression="zstd"))
+        return len(table) // rows_per_image, None
+
+    outcomes = [attempt(shard) for shard in block.column("shard").to_pylist()]
+    counted, problems = pa.array([c for c, _ in outcomes]), pa.array([p for _, p in outcomes], pa.string())
+    return block.append_column("counted", counted).append_column("problem", problems)
+
+
 @dataclass(frozen=True)
 class ShardCounter:
     """A stage of the flow that counts committed shards. It neither holds nor imports a model."""
@@ -62,19 +83,9 @@ class ShardCounter:
     def stage(self, block: pa.Table) -> pa.Table:
         """Count the shards named in column `shard`; adds `counted` (images) and `problem` (null if none).
 
-        Errors are returned, not raised: an exception in a Ray task would be retried and wrapped.
+        See write_counts.
         """
-        outcomes = [self._attempt(shard) for shard in block.column("shard").to_pylist()]
-        counted, problems = pa.array([c for c, _ in outcomes]), pa.array([p for _, p in outcomes], pa.string())
-        return block.append_column("counted", counted).append_column("problem", problems)
-
-    def _attempt(self, shard: int) -> tuple[int, str | None]:
-        try:
-            table = self.count_shard(shard)
-        except (EvaluationError, RunError) as error:
-            return 0, str(error)
-        self.storage.write(join(self.folder, counts_file(shard)), sealed_table(table, compression="zstd"))
-        return len(table), None
+        return write_counts(block, self.count_shard, self.storage, self.folder)
 
     def count_shard(self, shard: int) -> pa.Table:
         """Read a shard's masks and their ground truth: a table of COUNTS, one row per image of the benchmark.
