@@ -84,6 +84,7 @@ def _serve(keys: int, counts: Any, port: Any) -> None:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            """Answer with one page of the listing."""
             query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
             time.sleep(DELAY)
             body = page(keys, query).encode()
