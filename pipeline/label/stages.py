@@ -7,7 +7,7 @@ from typing import overload
 
 import pyarrow as pa
 
-from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.load import Pace, load_entries
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job
@@ -61,7 +61,9 @@ def load_task(job: Job, task: Task) -> pa.Table:
         if task.changed:
             newest = read_changed(job.run, task.shard)
             entries = [newest[entry.image_id] for entry in entries if entry.image_id in newest]
-        loaded = load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
+        resources, column = job.config.resources, job.config.input.image_column
+        pace = Pace(resources.load_seconds, resources.load_rate)
+        loaded = load_entries(job.run.storage, task.shard, entries, column, pace=pace, dated=True)
     return loaded if task.again is None else with_tries(loaded, task.again)
 
 
