@@ -116,6 +116,8 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"labeled   {progress.images - failed} images in {progress.seconds:.1f} s ({rate:.1f} images/s)")
     causes = ", ".join(f"{cause} {count}" for cause, count in progress.failures.most_common())
     print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
+    if progress.several:
+        print(f"notice    {progress.several} files have more pages or frames than the one that is labeled")
     print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
     print(f"identity  {job.run.fingerprint}")
     note = embedded_note(backbone_of(job.config))

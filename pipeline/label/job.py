@@ -1,7 +1,6 @@
 """A labeling job: settings, weights, corpus and run folder checked before Ray or a GPU is asked for."""
 
 import itertools
-import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -9,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import ActorRange, JobConfig, ResourceConfig, ShardConfig, changed, lookup
+from cliper.pipeline.config import JobConfig, ResourceConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
+from cliper.pipeline.corpus.manifest import Manifest, fitting_shards, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.extras import require
@@ -22,8 +21,6 @@ from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
 from cliper.pipeline.storage.backend import Storage, absolute, is_local
 
-SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
-SHARDS_PER_ACTOR = 4
 SAY_EVERY = 5.0  # seconds between two lines while the corpus is listed
 
 
@@ -140,23 +137,6 @@ def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out
     return manifest
 
 
-def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
-    """Limits that cut a small corpus into enough shards for all actors, and the same entries.
-
-    A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
-    configuration names `shard.images`.
-    """
-    limits, actors = config.shard, config.resources.actors
-    most = actors.max if isinstance(actors, ActorRange) else actors or 0
-    wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
-    first = list(itertools.islice(entries, wanted * limits.images))
-    entries = itertools.chain(first, entries)
-    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
-        return limits, entries
-    images = max(config.batch_size, math.ceil(len(first) / wanted))
-    return limits.model_copy(update={"images": min(limits.images, images)}), entries
-
-
 def _extend(
     run: Run,
     manifest: Manifest,
@@ -166,7 +146,7 @@ def _extend(
     relabel: Collection[str],
 ) -> Manifest:
     """Extend the manifest, and print what was found."""
-    extended, extension = extend_run(run, manifest, entries, config.shard, left_out, relabel, _counting())
+    extended, extension = extend_run(run, manifest, entries, config, left_out, relabel, _counting())
     _print([*left_out.lines(), *extension.lines()])
     return extended
 

@@ -63,7 +63,8 @@ def render_run(
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
-            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
+            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out]
+            + _more_pages(stats),
             "agreements": list(read_summaries(run).values()),
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
@@ -74,6 +75,13 @@ def render_run(
             "settings": json.dumps(run.identity, indent=2, ensure_ascii=False),
         },
     )
+
+
+def _more_pages(stats: RunStats) -> list[str]:
+    """A line on pages and frames that are not labeled."""
+    if not stats.several:
+        return []
+    return [f"pages or frames behind the labeled one: {stats.several:,} files, for example {stats.several_first}"]
 
 
 def _by_images(stats: RunStats) -> list[int]:

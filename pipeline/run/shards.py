@@ -53,6 +53,7 @@ def shards_in(names: Iterable[str]) -> set[int]:
 def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:
     """Write one labeled shard and return its one-row summary: shard, images, failures, bytes, finished (epoch s).
 
+    `several` counts the files with more than one page or frame.
     Writing a shard again, after a retry, puts the same rows under the same name.
     Raises ValueError if the block is not exactly one shard.
     """
@@ -70,10 +71,16 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
             "shard": [shards[0]],
             "images": [len(labels)],
             "failures": pa.array([failed], pa.list_(pa.string())),
+            "several": [several_pages(labels)],
             "bytes": [len(data)],
             "finished": [time.time()],
         }
     )
+
+
+def several_pages(labels: pa.Table) -> int:
+    """The number of files with more than one page or frame."""
+    return pc.sum(pc.greater(labels["pages"], 1)).as_py() or 0
 
 
 def encode(labels: pa.Table, shard: int | None = None) -> bytes:
