@@ -30,6 +30,7 @@ __all__ = [
 Truncated = Literal["refuse", "accept"]
 
 _ORIENTATION_TAG = 0x0112
+_LFS = b"version https://git-lfs.github.com/spec/"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
 
@@ -114,6 +115,8 @@ def _select_page(image: Image.Image, pages: list[tiff.Page]) -> tiff.Page:
 def _unidentified(data: bytes) -> ImageError:
     """Classify data that Pillow could not open: an unsupported kind of image, a damaged one, or no image."""
     name = sniff(data)
+    if data.startswith(_LFS):
+        return ImageError("not_an_image", "a Git LFS pointer, not the file: git lfs pull")
     if name is None:
         return ImageError("not_an_image", f"not one of {', '.join(FORMATS)}; begins with {data[:8]!r}")
     if name == "TIFF":
