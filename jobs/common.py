@@ -18,6 +18,7 @@ from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
 from cliper.pipeline.run.failed import forget_counts
 from cliper.pipeline.run.reader import torn_shards
+from cliper.pipeline.run.shards import require_visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,6 +104,7 @@ def run_tasks(
         pool = session.pool(job.config.resources)
         progress.enter("loading the model")
         for summary in label_corpus(job, tasks, pool, then, board):
+            require_visible(job.run.storage, job.run.uri, summary["shard"])
             progress.add(counted(summary))
             if limit is not None:
                 limit.check(progress)
