@@ -1,9 +1,7 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
-import hashlib
 import posixpath
 import queue
-import re
 import tarfile
 import threading
 from collections import defaultdict
@@ -20,6 +18,7 @@ from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME, header_stamp
 from cliper.pipeline.errors import ImageError, StorageError
 from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local, join
+from cliper.pipeline.storage.direct import OtherTagError
 from cliper.pipeline.storage.local import local_path, too_large
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
@@ -39,7 +38,6 @@ MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
 SLOW_IMAGES = 2  # that are tried alone before the store counts as too slow
 
 Fetched = list[bytes | Exception]
-_MD5 = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,12 @@ def load_entries(
     files = [entry for entry in entries if entry.row is None]
     fetched.update({e.image_id: too_large(e.bytes, most) for e in files if (e.bytes or 0) > most})
     files = [entry for entry in files if entry.image_id not in fetched]
-    read = _read(storage, files, most, pace)
-    fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
+    read = list(zip(files, _read(storage, files, most, pace), strict=True))
+    suspects = [entry for entry, data in read if isinstance(data, OtherTagError)]
+    fetched.update({entry.image_id: _complete(entry, data) for entry, data in read})
     if dated:
         fetched.update(_touched(files, fetched))
-    fetched.update(_other_objects(storage, files, fetched))
+    fetched.update(_other_objects(storage, suspects, fetched))
     fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
     rows = [
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
@@ -109,7 +108,13 @@ def _read(storage: Storage, files: Sequence[Entry], most: int, pace: Pace) -> li
 
 
 def _fetch(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
-    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most, _tags(files))
+
+
+def _tags(files: Sequence[Entry]) -> list[str | None]:
+    """The ETags of whole objects, as they were listed."""
+    stamps = ((e.stamp or "") if e.offset is None else "" for e in files)
+    return [stamp[len(ETAG) :] if stamp.startswith(ETAG) else None for stamp in stamps]
 
 
 def _within(seconds: float, fetch: Callable[[], Fetched]) -> Fetched | None:
@@ -149,6 +154,8 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
 
     A member that the end of the tar cuts off is an error, not a shorter image.
     """
+    if isinstance(data, OtherTagError):
+        data = data.data
     if isinstance(data, Exception):
         return data
     header, body = data[: _header(entry)], data[_header(entry) :]
@@ -162,23 +169,19 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
 
 
 def _other_objects(
-    storage: Storage, files: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
+    storage: Storage, suspects: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
 ) -> dict[str, Exception]:
-    """The objects that were replaced since they were listed, by their ETags.
+    """The objects that were replaced since they were listed, of those whose ETags seem to differ.
 
-    An ETag is the MD5 of the object, except for multipart uploads and some kinds of encryption. So one that
-    differs is looked up; the first that is still as it was listed shows that this store's are no MD5, and ends the
-    check: a replacement of the same size is not noticed here then.
+    Each is looked up; the first that is still as it was listed shows that this store's ETags are no MD5, and ends
+    the check.
     """
     other: dict[str, Exception] = {}
-    for entry in files:
-        data, tag = fetched[entry.image_id], (entry.stamp or "").removeprefix(ETAG)
-        if tag == entry.stamp or not isinstance(data, bytes) or not _MD5.fullmatch(tag):
-            continue
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() == tag:
+    for entry in suspects:
+        if not isinstance(fetched[entry.image_id], bytes):
             continue
         try:
-            if tag == storage.tag(entry.uri):
+            if storage.tag(entry.uri) == (entry.stamp or "").removeprefix(ETAG):
                 break
             other[entry.image_id] = ImageError(
                 "changed", "another ETag; the object is not the one that was listed"

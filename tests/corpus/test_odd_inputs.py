@@ -101,6 +101,19 @@ def test_an_empty_input_or_output_is_not_the_current_folder(blank: str, tmp_path
         open_job(str(fill(tmp_path, "a.jpg")), blank, JobConfig(), CLASSES, LOCAL)
 
 
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://", "names no bucket"),
+        ("https://", "names no server"),
+        ("http://x.test/photos/", "names no file"),
+    ],
+)
+def test_addresses_of_nothing_are_refused(uri: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        ids(uri)
+
+
 @pytest.mark.parametrize("pattern", ["", "/**", "/*.jpg"])
 def test_pictures_in_the_runs_own_folder_are_not_images_of_the_corpus(pattern: str, tmp_path: Path) -> None:
     corpus, output = f"{fill(tmp_path, 'a.jpg')}{pattern}", tmp_path / "ru[n] 1"

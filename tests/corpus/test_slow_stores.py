@@ -21,7 +21,11 @@ class Trickling(Storage):
     asked: list[int] = field(default_factory=list)
 
     def read_many(
-        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40
+        self,
+        uris: Sequence[str],
+        ranges: Sequence[tuple[int, int] | None],
+        most: int = 2**40,
+        tags: Sequence[str | None] = (),
     ) -> list[bytes | Exception]:
         self.asked.append(len(uris))
         time.sleep(3 * any("slow" in uri for uri in uris))

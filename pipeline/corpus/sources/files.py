@@ -56,8 +56,13 @@ def find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
+    if not is_local(uri) and not uri.partition("://")[2].strip("/"):
+        raise InputError(f"{uri} names no {'server' if uri.startswith('http') else 'bucket'}")
     if uri.startswith(("http://", "https://")):  # a query's ? is no wildcard, and servers have no folders
-        yield Found(posixpath.basename(uri.partition("?")[0]), uri, None, "named")
+        name = posixpath.basename(uri.partition("?")[0])
+        if not name:
+            raise InputError(f"{uri} names no file; a web address is that of one list, tar or image")
+        yield Found(name, uri, None, "named")
     elif is_local(uri):
         yield from _find_local(Path(storage.filesystem(uri)[1]), uri, left_out)
     elif _MAGIC.search(uri) and not _exists(storage, uri):
