@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
-from cliper.pipeline.storage.direct import DirectS3, OtherTagError, direct_s3
+from cliper.pipeline.storage.direct import DirectS3, OtherTagError, bare_tag, direct_s3
 from cliper.pipeline.storage.listing import glob_s3, list_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
@@ -119,7 +119,7 @@ class Storage:
                 else client.info(path)
             )
 
-        return str(self.operate(uri, ask).get("ETag") or "").strip('"')
+        return bare_tag(str(self.operate(uri, ask).get("ETag") or ""))
 
     def read_many(
         self,

@@ -55,6 +55,11 @@ _UNMARKED = "non-partial response"
 _UNMARKED_RANGES: set[str | None] = set()  # their endpoints
 
 
+def bare_tag(tag: str) -> str:
+    """An ETag without its quotes and the mark of a weak one, which a proxy may add."""
+    return tag.removeprefix("W/").strip('"')
+
+
 class OtherTagError(Exception):
     """An object that was read has another ETag than expected; `data` are its bytes."""
 
@@ -109,7 +114,7 @@ class DirectS3:
                 if tag is None or (start, end) != (None, None):
                     return self.cat_file(path, start, end)
                 data, found = self.read_versioned(path)
-                return data if found is None or found.strip('"') == tag else OtherTagError(data)
+                return data if found is None or bare_tag(found) == tag else OtherTagError(data)
             except Exception as error:
                 return error
 

@@ -15,6 +15,7 @@ from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, access_errors, is_local, join
+from cliper.pipeline.storage.direct import bare_tag
 
 MOST_DEEP = 100  # folders below the input; links may make a tree deeper than it is
 _MAGIC = re.compile(r"[*?\[]")
@@ -115,7 +116,7 @@ def _remote_glob(storage: Storage, pattern: str) -> Iterator[Found]:
 
 def etag_stamp(tag: str | None) -> str | None:
     """The stamp of an object, from its ETag as the store writes it."""
-    return f"{ETAG}{tag.strip(chr(34))}" if tag else None
+    return f"{ETAG}{bare_tag(tag)}" if tag else None
 
 
 def mtime_stamp(found: os.stat_result) -> str:
