@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cliper.jobs.common import Resources, run_tasks, with_overrides
+from cliper.jobs.common import run_tasks
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
 from cliper.jobs.workers import connected

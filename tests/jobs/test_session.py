@@ -88,6 +88,18 @@ def test_a_version_mismatch_names_both_versions(monkeypatch: pytest.MonkeyPatch)
     assert message.endswith("install the cluster's Ray and Python here, or submit the command as a job")
 
 
+def test_errors_of_the_cluster_stay_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray prints them on stdout, e.g. those of tasks that Ctrl-C has cancelled."""
+    from ray._private.worker import print_to_stdstream
+
+    line = {"lines": ["Task load_shard failed, so the task will be retried."], "pid": "raylet", "is_err": False}
+    with session._quiet():
+        print_to_stdstream(line, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
+    print_to_stdstream(line | {"lines": ["Another"]}, ignore_prefix=False)
+    assert "Another" in capsys.readouterr().out
+
+
 def test_a_local_run_leaves_no_token_and_needs_no_home(tmp_path: Path, settings: dict[str, str]) -> None:
     """One home directory is empty and stays empty; the other is read-only."""
     options = [part for pair in settings.items() for part in pair]

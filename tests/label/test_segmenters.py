@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cliper.jobs.common import Resources, with_overrides, with_preset
+from cliper.jobs.options import Resources, with_overrides, with_preset
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ConfigError
