@@ -70,7 +70,7 @@ def evaluate(
     protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg")] = None,
     sweep: Annotated[
         list[str] | None,
-        Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
+        Opt(help="Settings to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
     everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[

@@ -89,7 +89,8 @@ def ungrouped(command: Callable[..., None]) -> Callable[..., None]:
     groups: dict[str, type[Any]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        if is_dataclass(group := parameter.annotation):
+        group = parameter.annotation
+        if isinstance(group, type) and is_dataclass(group):
             groups[name] = group
             parameters += inspect.signature(group, eval_str=True).parameters.values()
         else:

@@ -134,7 +134,7 @@ def say(text: str) -> None:
 def _connected(verbose: bool) -> Iterator[bool]:
     """Yield whether Ray's processes keep freed memory: those of a local Ray without GPUs inherit that setting.
 
-    An actor that needs environment variables of its own cannot use a process that Ray has already started.
+    An actor with extra environment variables cannot use a process that Ray has already started.
     """
     with ExitStack() as held:
         address = os.environ.get("RAY_ADDRESS", "")
