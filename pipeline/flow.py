@@ -41,8 +41,8 @@ T = TypeVar("T")
 # Ray requires an integer batch size for stages on GPUs. 1 passes one shard per call, however rows are grouped.
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
-# Actors in a row that may end before they have started; they are replaced. On a busy machine Ray has ended an actor
-# that the pool still held ("all references to the actor were removed"); by default Ray Data then ends the run.
+# Actors in a row that may end before they have started and are replaced; by default Ray Data ends the run. On a
+# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed".
 INIT_DEATHS = 2
 
 # No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
