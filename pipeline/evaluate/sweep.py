@@ -46,8 +46,7 @@ from cliper.pipeline.storage.backend import Storage, join
 if TYPE_CHECKING:
     from cliper.model.segmentation import Segmentation
 
-SWEPT = ("attention_threshold", "presence_threshold", "background_threshold", "probability_threshold",
-         "margin_threshold", "normalize_per_class")  # fmt: skip
+SWEPT = ("attention_threshold", *(name for name in LabelConfig.model_fields if name != "protocol"))
 FIGURES = ("miou", "pixel_accuracy", "mean_accuracy")
 SWEEP_COUNTS = COUNTS.append(pa.field("variant", pa.int32(), nullable=False))
 
