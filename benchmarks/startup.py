@@ -3,8 +3,8 @@
     python -m benchmarks.startup                       # embedded model, the four example photographs
     python -m benchmarks.startup --noop --runs 3       # a segmenter that does nothing, 40 one-image shards
 
-Each run is a `cliper label` that starts Ray. Times are seconds from the command. Processor time is counted until the
-first commit, for the command and all processes below it, by the title that Ray gives them.
+Each run is a `cliper label` that starts Ray. Times are seconds from the command. Processor time is counted until
+the first commit, for the command and all processes below it, by the title that Ray gives them.
 """
 
 import argparse
