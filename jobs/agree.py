@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
+from cliper.jobs.options import Verbose
 from cliper.jobs.storage_options import StorageOption, parse_options
-
-Opt = typer.Option
 
 
 def agree(
     runs: Annotated[list[str], typer.Argument(help="Two or more run folders of the same input", metavar="RUN...")],
     storage_option: StorageOption = None,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compare the masks of runs over the same images: IoU per image and class, and confusions between classes.
 

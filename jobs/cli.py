@@ -59,11 +59,13 @@ class Commands(TyperGroup):
 
 def load(name: str) -> Any:
     """Import a command of COMMANDS: the function or group of that name in its module."""
+    from cliper.jobs.options import ungrouped
+
     command = getattr(import_module(f"cliper.jobs.{name}"), name)
     if isinstance(command, typer.Typer):
         return get_command(command)
     alone = typer.Typer(add_completion=False)
-    alone.command(name, context_settings=SETTINGS)(command)
+    alone.command(name, context_settings=SETTINGS)(ungrouped(command))
     return get_command(alone)
 
 

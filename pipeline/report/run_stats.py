@@ -73,7 +73,6 @@ class RunStats:
 
     def __init__(self, classes: int) -> None:
         self.rows = 0
-        self.pixels_all = 0
         self.statuses: Counter[str] = Counter()
         self.failures: dict[tuple[str, str], Failures] = defaultdict(Failures)  # by (cause, stage)
         self.confidence = np.zeros(BINS, dtype=np.int64)

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cliper.jobs.common import Resources, execute, with_overrides
+from cliper.jobs.common import execute
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
 from cliper.model.segmentation import Segmentation

@@ -86,6 +86,18 @@ def test_a_version_mismatch_names_both_versions(monkeypatch: pytest.MonkeyPatch)
     assert message.endswith("install the cluster's Ray and Python here, or submit the command as a job")
 
 
+def test_errors_of_the_cluster_stay_off_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ray prints them on stdout, e.g. those of tasks that Ctrl-C has cancelled."""
+    from ray._private.worker import print_to_stdstream
+
+    line = {"lines": ["Task load_shard failed, so the task will be retried."], "pid": "raylet", "is_err": False}
+    with session._quiet():
+        print_to_stdstream(line, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
+    print_to_stdstream(line | {"lines": ["Another"]}, ignore_prefix=False)
+    assert "Another" in capsys.readouterr().out
+
+
 def test_a_local_run_needs_no_home(tmp_path: Path, settings: dict[str, str]) -> None:
     plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
     command = [CLIPER, *label_command(settings, PHOTOS, tmp_path / "run")]
