@@ -8,7 +8,7 @@ import numpy as np
 
 from cliper.pipeline.config import embedded_note
 from cliper.pipeline.parallel import Workers
-from cliper.pipeline.report.agreements import read_summaries
+from cliper.pipeline.report.agreements import SUMMARY, read_summaries
 from cliper.pipeline.report.page import duration, render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
 from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
@@ -17,6 +17,7 @@ from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.sealed import DamagedFileError
 
 CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table
@@ -51,6 +52,7 @@ def render_run(
     rows = [_class_row(stats, label, names[label]) for label in (0, *_by_images(stats)) if stats.images[label]]
     left_out = collected.manifest.left_out.lines()
     stored = run.storage.read_json(join(run.uri, "run.json"))
+    agreements, damage = _agreements(run)
     return render_page(
         "run_report.html",
         {
@@ -59,12 +61,13 @@ def render_run(
             "input_uri": run.identity.get("input_uri", ""),
             "fingerprint": run.fingerprint,
             "created": stored.get("created", ""),
-            "notes": _notes(collected),
+            "notes": _notes(collected) + damage,
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
-            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
-            "agreements": list(read_summaries(run).values()),
+            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out]
+            + _more_pages(stats),
+            "agreements": agreements,
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),
@@ -74,6 +77,21 @@ def render_run(
             "settings": json.dumps(run.identity, indent=2, ensure_ascii=False),
         },
     )
+
+
+def _agreements(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
+    """The agreements with other runs, and a note if their file cannot be read."""
+    try:
+        return list(read_summaries(run).values()), []
+    except DamagedFileError as error:
+        return [], [f"{SUMMARY} is damaged ({error}): `cliper agree` writes it again."]
+
+
+def _more_pages(stats: RunStats) -> list[str]:
+    """A line on pages and frames that are not labeled."""
+    if not stats.several:
+        return []
+    return [f"pages or frames behind the labeled one: {stats.several:,} files, for example {stats.several_first}"]
 
 
 def _by_images(stats: RunStats) -> list[int]:

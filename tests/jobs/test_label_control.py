@@ -19,10 +19,11 @@ from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, load_config
+from cliper.pipeline.corpus.manifest import fitting_shards
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
 from cliper.pipeline.label import segmenters
-from cliper.pipeline.label.job import fitting_shards, open_job
+from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.heartbeat import read_heartbeat
