@@ -169,8 +169,8 @@ def _no_answer(repository: str, revision: str | None, error: Exception, missing:
     files = f" (missing: {missing})" if missing else ""
     at = "" if revision is None else f" --revision {revision}"
     return (
-        f"{what} is not in the cache {constants.HF_HUB_CACHE}{files}, and {endpoint} {reason}; connect to the network "
-        f"once, or run 'hf download {repository}{at}' on another machine and copy the folder "
+        f"{what} is not in the cache {constants.HF_HUB_CACHE}{files}, and {endpoint} {reason}; connect to the "
+        f"network once, or run 'hf download {repository}{at}' on another machine and copy the folder "
         f"models--{repository.replace('/', '--')} of its cache here, or give a local path"
     )
 

@@ -16,7 +16,8 @@ def agree(
 ) -> None:
     """Compare the masks of runs over the same images: IoU per image and class, and confusions between classes.
 
-    Writes RUN/agreement/ in the first run. The same command continues, and counts later shards. `cliper review pick --agreement` uses the result.
+    Writes RUN/agreement/ in the first run. The same command continues, and counts later shards.
+    `cliper review pick --agreement` uses the result.
     """
     from cliper.pipeline.evaluate.agree import count_agreement, open_agreement, read_agreement, write_agreement
     from cliper.pipeline.run.folder import read_run
