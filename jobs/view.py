@@ -11,7 +11,8 @@ import typer
 from cliper.jobs.serve import check_address
 from cliper.jobs.serve_guard import is_own
 from cliper.jobs.storage_options import StorageOption, parse_options
-from cliper.pipeline.errors import ImageError, RunError
+from cliper.model.errors import CliperError
+from cliper.pipeline.errors import ImageError
 from cliper.pipeline.report.browse import Browser, Query
 
 Opt = typer.Option
@@ -74,8 +75,10 @@ def answer(browser: Browser, path: str) -> Answer:
         if folder == "/file" and number.isdecimal() and len(number) < 12:
             data = browser.file(int(number))
             return 200, _kind(data), data
-    except (ImageError, RunError) as error:
+    except ImageError as error:
         return 404, "text/plain; charset=utf-8", str(error).encode()
+    except CliperError as error:  # a damaged file, or a store that is down: the next request may succeed
+        return 500, "text/plain; charset=utf-8", str(error).encode()
     return 404, "text/plain; charset=utf-8", b"There is no such page."
 
 
@@ -95,11 +98,12 @@ def _handler(reply: Callable[[str], Answer]) -> type[BaseHTTPRequestHandler]:
             status, kind, body = 403, "text/plain", b"This request does not come from the page of this server."
             if is_own(self.headers["Host"], self.headers["Origin"], ("localhost",)):
                 status, kind, body = reply(self.path)
-            self.send_response(status)
-            for name, value in (_HEADERS | {"Content-Type": kind, "Content-Length": str(len(body))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # the browser has gone on
+                self.send_response(status)
+                for name, value in (_HEADERS | {"Content-Type": kind, "Content-Length": str(len(body))}).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
             """Requests are not logged."""

@@ -16,7 +16,7 @@ from cliper.pipeline.report.index import RowIndex, read_index
 from cliper.pipeline.report.page import render_page, share
 from cliper.pipeline.report.run_images import Place, Shown, read_pictures
 from cliper.pipeline.report.run_page import CLASSES_LISTED, LEGEND, label_names, run_notes
-from cliper.pipeline.report.run_stats import Collected, Floats, Integers, RunStats, choose_shards
+from cliper.pipeline.report.run_stats import Floats, Integers, choose_shards
 from cliper.pipeline.run.folder import Run, differences
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import labeled_shards, open_shard
@@ -201,14 +201,9 @@ def _same_classes(joined: Against) -> bool:
 def _notes(joined: Against) -> list[str]:
     notes = []
     for letter, side in (("A", joined.first), ("B", joined.second)):
-        shards = np.unique(side.index.shard).tolist()
-        stats = RunStats(0)
-        stats.rows = len(side.index.ids)
-        done = tuple(labeled_shards(side.run))
-        notes += [
-            f"{letter}: {note}"
-            for note in run_notes(Collected(side.run, side.run.manifest(), done, tuple(shards), stats))
-        ]
+        read, done = len(np.unique(side.index.shard)), len(labeled_shards(side.run))
+        found = run_notes(side.run, side.run.manifest(), done, read, len(side.index.ids))
+        notes += [f"{letter}: {note}" for note in found]
     if not _same_classes(joined):
         notes.append("The runs have different class lists: a class may have another color in each.")
     return notes

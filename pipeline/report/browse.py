@@ -17,7 +17,7 @@ from cliper.pipeline.report.index import RowIndex, read_index
 from cliper.pipeline.report.page import render_page
 from cliper.pipeline.report.run_images import read_pictures, read_source
 from cliper.pipeline.report.run_page import LEGEND, label_names, model_line, run_notes
-from cliper.pipeline.report.run_stats import Collected, Floats, Integers, RunStats, choose_shards
+from cliper.pipeline.report.run_stats import Floats, Integers, choose_shards
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.reader import labeled_shards
 
@@ -132,15 +132,17 @@ class Browser:
         shown = rows[(query.page - 1) * PER_PAGE : query.page * PER_PAGE].tolist()
         places = {row: (int(self.index.shard[row]), int(self.index.place[row])) for row in shown}
         found = read_pictures(self.run, self.manifest, places.values(), SIDE)
+        sure = self._confidence(query.label)[1]
         images = [
-            (replace(found[places[row]], link=f"/file/{row}"), self._caption(row, query.label)) for row in shown
+            (replace(found[places[row]], link=f"/file/{row}"), self._caption(row, query.label, float(sure[row])))
+            for row in shown
         ]
         return render_page(
             "browse.html",
             {
                 "title": f"cliper run {self.run.uri.rstrip('/').rpartition('/')[2]}",
                 "model": model_line(self.run, self.shards[0]),
-                "notes": run_notes(self._collected()),
+                "notes": run_notes(self.run, self.manifest, len(self.done), len(self.shards), self.images),
                 "query": query,
                 "sorts": SORTS,
                 "statuses": sorted(pc.unique(self.index.status).to_pylist()),
@@ -153,11 +155,6 @@ class Browser:
             },
         )
 
-    def _collected(self) -> Collected:
-        stats = RunStats(0)
-        stats.rows = self.images
-        return Collected(self.run, self.manifest, tuple(self.done), tuple(self.shards), stats)
-
     @cached_property
     def _found_names(self) -> list[tuple[int, str]]:
         """(label, name) of the classes that occur, the most frequent first."""
@@ -165,8 +162,8 @@ class Browser:
         order = (np.argsort(-images[1:], kind="stable") + 1).tolist()
         return [(label, self.names[label]) for label in order if images[label]]
 
-    def _caption(self, row: int, label: str) -> str:
-        name, sure = str(self.index.ids[row].as_py()), self._confidence(label)[1][row]
+    def _caption(self, row: int, label: str, sure: float) -> str:
+        name = str(self.index.ids[row].as_py())
         if np.isnan(sure):
             return name
         return f"{name}: {label or 'confidence'} {sure:.2f}, margin {self.index.margin[row]:.2f}"

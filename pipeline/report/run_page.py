@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cliper.pipeline.config import embedded_note
+from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.parallel import Workers
 from cliper.pipeline.report.agreements import read_summaries
 from cliper.pipeline.report.gallery import (
@@ -71,7 +72,7 @@ def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[
             "input_uri": run.identity.get("input_uri", ""),
             "fingerprint": run.fingerprint,
             "created": stored.get("created", ""),
-            "notes": run_notes(collected),
+            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows),
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
@@ -109,22 +110,25 @@ def model_line(run: Run, shard: int) -> str:
     return str(metadata.get(b"cliper.model", b"").decode())
 
 
-def run_notes(collected: Collected) -> list[str]:
-    """The notes on top of a page: the embedded model, an unfinished run, a sample."""
-    manifest, notes = collected.manifest, []
-    model = collected.run.identity.get("model", {}).get("backbone", {})
+def run_notes(run: Run, manifest: Manifest, done: int, read: int, rows: int) -> list[str]:
+    """The notes on top of a page: the embedded model, an unfinished run, a sample.
+
+    `done` shards are finished; `read` of them, with `rows` images, are shown.
+    """
+    notes = []
+    model = run.identity.get("model", {}).get("backbone", {})
     drawn = embedded_note(model.get("model", "") if isinstance(model, dict) else "")
     if drawn is not None:
         notes.append(f"{drawn[0].upper()}{drawn[1:]}.")
-    if len(collected.done) < manifest.shards:
+    if done < manifest.shards:
         notes.append(
-            f"Not finished: {len(collected.done):,} of {manifest.shards:,} shards are done. "
+            f"Not finished: {done:,} of {manifest.shards:,} shards are done. "
             "`cliper label` with the same options continues the run."
         )
-    if len(collected.read) < len(collected.done):
+    if read < done:
         notes.append(
-            f"Sampled: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
-            f"{len(collected.read):,} of the {len(collected.done):,} finished shards chosen at random."
+            f"Sampled: failures, classes, confidence and images are those of {rows:,} images, "
+            f"{read:,} of the {done:,} finished shards chosen at random."
         )
     return notes
 
