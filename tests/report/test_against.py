@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cliper.jobs.report import report
-from cliper.jobs.view import make_server
+from cliper.jobs.view import make_server, view
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.errors import RunError
@@ -24,6 +24,7 @@ from tests.report.test_run_page import CLASSES, CONFIG, HOSTILE, Unsure
 from tests.support.browser import PHONE, browser_page, needs_chromium, open_file, violations
 from tests.support.direct import label_directly
 from tests.support.fakes import jpeg, write_corpus
+from tests.support.head import free_ports
 
 TURNED = ClassList.parse(["a & b", "<script>alert(1)</script>", "$x_1$", "never"])  # the first two change places
 
@@ -81,20 +82,20 @@ def test_the_comparison_works_in_a_browser(runs: tuple[Run, Run]) -> None:
     report(runs[0].uri, against=runs[1].uri)
     with browser_page(PHONE, dark=True) as watched:
         open_file(watched, Path(runs[0].uri, "report", "against-b.html"))
-        view = watched.page
-        assert "different class lists" in view.inner_text("main")
+        opened = watched.page
+        assert "different class lists" in opened.inner_text("main")
         assert not watched.scrolls_sideways()
-        view.locator("#sort").select_option("difference 1")
+        opened.locator("#sort").select_option("difference 1")
         values = "[...document.querySelectorAll('figure')].map((f) => +f.dataset.difference)"
-        assert view.evaluate(values) == sorted(view.evaluate(values))
-        assert view.locator("figure").first.locator(".mask").count() == 2
-        slider = view.locator("figure input[type=range]").first
+        assert opened.evaluate(values) == sorted(opened.evaluate(values))
+        assert opened.locator("figure").first.locator(".mask").count() == 2
+        slider = opened.locator("figure input[type=range]").first
         slider.focus()
-        view.keyboard.press("Home")
+        opened.keyboard.press("Home")
         masks = "[...document.querySelector('figure').querySelectorAll('.mask')]"
         opacity = f"{masks}.map((m) => +getComputedStyle(m).opacity)"
-        assert view.evaluate(opacity) == [0, 0], "one slider moves both"
-        assert violations(view) == []
+        assert opened.evaluate(opacity) == [0, 0], "one slider moves both"
+        assert violations(opened) == []
         assert (watched.errors, watched.outside("file://")) == ([], [])
 
 
@@ -156,24 +157,29 @@ def test_only_this_machine_gets_pages_and_files(address: tuple[str, int], browse
     assert get(address, f"/file/{broken}")[1] == "application/octet-stream", "an HTML file is no page"
 
 
+def test_a_folder_that_is_no_run_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is not a run folder"):
+        view(str(tmp_path), port=free_ports(1)[0])
+
+
 @needs_chromium
 def test_all_images_are_paged_through_in_a_browser(address: tuple[str, int]) -> None:
     with browser_page() as watched:
-        view = watched.page
-        view.goto("http://{}:{}".format(*address))
-        assert view.locator("figure").count() == PER_PAGE
-        seen = view.evaluate("[...document.querySelectorAll('figure')].map((f) => f.dataset.name)")
-        view.get_by_role("link", name="next").first.click()
-        assert view.locator("figure").count() == 41 - PER_PAGE
-        seen += view.evaluate("[...document.querySelectorAll('figure')].map((f) => f.dataset.name)")
+        opened = watched.page
+        opened.goto("http://{}:{}".format(*address))
+        assert opened.locator("figure").count() == PER_PAGE
+        seen = opened.evaluate("[...document.querySelectorAll('figure')].map((f) => f.dataset.name)")
+        opened.get_by_role("link", name="next").first.click()
+        assert opened.locator("figure").count() == 41 - PER_PAGE
+        seen += opened.evaluate("[...document.querySelectorAll('figure')].map((f) => f.dataset.name)")
         assert len(set(seen)) == 41
-        view.locator("select[name=label]").select_option("a & b")
-        view.wait_for_url("**label=a*")
-        assert "of 41 images" in view.inner_text("output")
-        view.locator(".zoom").first.click()
-        view.keyboard.press("ArrowRight")
-        assert view.evaluate("document.querySelector('#large .photo').naturalWidth") > 0
-        assert violations(view) == []
+        opened.locator("select[name=label]").select_option("a & b")
+        opened.wait_for_url("**label=a*")
+        assert "of 41 images" in opened.inner_text("output")
+        opened.locator(".zoom").first.click()
+        opened.keyboard.press("ArrowRight")
+        assert opened.evaluate("document.querySelector('#large .photo').naturalWidth") > 0
+        assert violations(opened) == []
         assert watched.errors == []
 
 
