@@ -29,6 +29,7 @@ COMMANDS = {
     "retry": "Label the failed images of RUN again and replace their rows.",
     "export": "Write the masks of RUN to OUTPUT in another tool's format.",
     "report": "Write a self-contained HTML page on RUN.",
+    "view": "Open a page with all images of RUN: filter, sort and enlarge them.",
     "serve": "Open a page to try classes and thresholds on single images.",
     "review": "Export the masks that most need review to Label Studio, and import the corrections.",
 }
