@@ -180,6 +180,7 @@ class Storage:
             for client, members in _by_client(places, clients):
                 wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]
                 known = [tags[i] for i in members] if tags else []
+                read: Sequence[bytes | Exception]
                 if isinstance(client, DirectS3):
                     read = client.cat_ranges(*wanted, tags=known)
                 else:

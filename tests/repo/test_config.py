@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliper.jobs.common import with_preset
+from cliper.jobs.options import with_preset
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, CliperError, ConfigError
 from cliper.pipeline.config import JobConfig, classes_for, describe_classes, load_classes, load_config, shipped
