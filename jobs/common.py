@@ -13,6 +13,7 @@ from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
 from cliper.pipeline.run.failed import forget_counts
 from cliper.pipeline.run.reader import torn_shards
+from cliper.pipeline.run.shards import require_visible
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +82,7 @@ def run_tasks(
         pool = session.pool(job.config.resources)
         progress.enter("loading the model")
         for summary in label_corpus(job, tasks, pool, then, board):
+            require_visible(job.run.storage, job.run.uri, summary["shard"])
             progress.add(counted(summary))
             if limit is not None:
                 limit.check(progress)
@@ -94,6 +96,8 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"labeled   {progress.images - failed} images in {progress.seconds:.1f} s ({rate:.1f} images/s)")
     causes = ", ".join(f"{cause} {count}" for cause, count in progress.failures.most_common())
     print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
+    if progress.several:
+        print(f"notice    {progress.several} files have more pages or frames than the one that is labeled")
     print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
     print(f"identity  {job.run.fingerprint}")
     note = embedded_note(backbone_of(job.config))

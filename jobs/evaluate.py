@@ -22,9 +22,8 @@ from cliper.jobs.workers import WorkersOption
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import parse_yaml
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
-from cliper.pipeline.evaluate.compare import compare, matching
+from cliper.pipeline.evaluate.compare import compare, matching, to_html, to_markdown
 from cliper.pipeline.evaluate.results import Results, figures, heading
-from cliper.pipeline.extras import require
 from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
@@ -40,7 +39,7 @@ class Mode:
 
 # By the option that asks for it; without any of them, a benchmark is labeled and scored.
 MODES = {
-    "--compare": Mode(()),
+    "--compare": Mode((), ("--output",)),
     "--all": Mode(
         ("--data", "--output"),
         ("--only", "--segmenter", "--protocol", "--count-failed", "--shard-images", "--batch-size"),
@@ -63,7 +62,11 @@ def evaluate(
         str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
     ] = None,
     output: Annotated[
-        str | None, Opt(help="Run folder; with --all, the parent folder of all run folders", metavar="URI")
+        str | None,
+        Opt(
+            help="Run folder; with --all, the parent of all run folders; with --compare, an HTML file",
+            metavar="URI",
+        ),
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
@@ -110,12 +113,15 @@ def evaluate(
 
 def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
     """Evaluate in this mode and print the outcome."""
-    require("evaluate", "cliper evaluate", "matplotlib")
     config = None if asked["BENCHMARK"] is None else load_benchmark(asked["BENCHMARK"])
     data, output, variant = asked["--data"], asked["--output"], asked["--variant"]
     if mode == "--compare":
         first, second = asked["--compare"]
-        print(compare(*matching(first, second, options.storage), options.storage)[1])
+        comparison = compare(*matching(first, second, options.storage), options.storage)
+        print(to_markdown(comparison))
+        if output is not None:
+            options.storage.write(output, to_html(comparison).encode())
+            print(f"report    {output}")
     elif mode == "--all" and asked["--segmenter"]:
         names = [name.strip() for name in asked["--segmenter"].split(",") if name.strip()]
         protocol = find_protocol(asked["--protocol"] or "mmseg")

@@ -71,7 +71,7 @@ def evaluate_live(
         late = evaluation.uncounted_shards()
         if pending or late:
             options.session.connect()
-            for _ in count_stored(evaluation, late):
+            for _ in count_stored(evaluation, late, connected(options.workers, options.session)):
                 pass
             _label_and_count(job, evaluation, pending, options.session)
         setting = Setting(
@@ -107,13 +107,10 @@ def evaluate_stored(
     require_labeled(run)
     prepared = _open_data(data, options.storage, config)
     evaluation = open_evaluation(run, prepared, options.count_failed)
-    shards = evaluation.uncounted_shards()
-    if shards:
-        options.session.connect()
-        for _ in count_stored(evaluation, shards):
-            pass
-    setting = _stored_setting(run, config, variant, protocol)
-    return _finish(evaluation, setting, connected(options.workers, options.session))
+    workers = connected(options.workers, options.session)
+    for _ in count_stored(evaluation, evaluation.uncounted_shards(), workers):
+        pass
+    return _finish(evaluation, _stored_setting(run, config, variant, protocol), workers)
 
 
 def _stored_setting(
@@ -176,7 +173,7 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
         print(f"not prepared, left out: {where}", file=sys.stderr)
     if not results:
         raise EvaluationError(
-            f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
+            f"{data} holds no prepared benchmark; run 'cliper prepare' with --output {data}/BENCHMARK"
         )
     return table(results)
 

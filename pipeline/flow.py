@@ -23,7 +23,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ResourceError
-from cliper.pipeline.label.cluster import cluster_nodes, reserved
+from cliper.pipeline.label.cluster import reserved
 from cliper.pipeline.label.feed import FEW, chunks, few_ahead, row_of, spread, task_of
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import IO_BUNDLE, IO_CPUS, Pool
@@ -104,21 +104,6 @@ def over_shards(
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
             del flow
             gc.collect()
-
-
-def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
-    """Send rows one by one through a CPU-bound stage, on all free CPUs; yields the resulting rows."""
-    free = sum(int(node.free.get("CPU", 0.0)) for node in cluster_nodes())
-    size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
-
-    def stage_of_row(batch: pa.Table) -> pa.Table:
-        return stage(pa.Table.from_pylist([task_of(batch)]))
-
-    with ray_data_settings(size), reserved([each] * size, each) as options:
-        with ray_arguments_allowed():
-            stages = {**ONE_SHARD, **options, **UNSEEN, "compute": TaskPoolStrategy(size=size)}
-            done = _source(rows, options).map_batches(stage_of_row, **stages)
-        yield from done.iter_rows()
 
 
 def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:

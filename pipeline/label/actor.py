@@ -253,6 +253,7 @@ class SegmentShard:
         known = {"image_id": row["image_id"], "uri": row["uri"]}
         if image is not None:
             known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
+            known["pages"] = image.pages
         return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
 
 
