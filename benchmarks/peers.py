@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def photographs(folder: Path, images: int) -> None:
-    """`images` JPEG files of SIZE, from examples/photos; each with another content."""
+    """`images` JPEG files of SIZE, from examples/photos, each a separate file."""
     folder.mkdir()
     sources = sorted(Path("examples/photos").glob("*.jpg"))
     contents = [_jpeg(Image.open(path)) for path in sources]
