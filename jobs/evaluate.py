@@ -6,16 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cliper.jobs.common import (
-    AcceleratorType,
-    Actors,
-    ActorsPerGpu,
-    CpusPerActor,
-    Device,
-    Resources,
-    WaitForResources,
-    parse_duration,
-)
 from cliper.jobs.evaluations import (
     Options,
     evaluate_all,
@@ -25,6 +15,7 @@ from cliper.jobs.evaluations import (
     run_sweep,
 )
 from cliper.jobs.leaderboard import evaluate_segmenters
+from cliper.jobs.options import Resources, Verbose
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption
@@ -62,6 +53,7 @@ MODES = {
 
 
 def evaluate(
+    *,
     benchmark: Annotated[
         str | None,
         typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
@@ -81,7 +73,7 @@ def evaluate(
     protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg")] = None,
     sweep: Annotated[
         list[str] | None,
-        Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
+        Opt(help="Settings to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
     everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[
@@ -95,17 +87,12 @@ def evaluate(
         tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
-    device: Device = None,
-    actors: Actors = None,
-    actors_per_gpu: ActorsPerGpu = None,
-    cpus_per_actor: CpusPerActor = None,
-    accelerator_type: AcceleratorType = None,
-    wait_for_resources: WaitForResources = "0",
+    resources: Resources,
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
     workers: WorkersOption = None,
     storage_option: StorageOption = None,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure masks against a benchmark's ground truth: mIoU and other metrics.
 
@@ -119,8 +106,7 @@ def evaluate(
     }  # fmt: skip
     mode = find_mode(asked)
     storage = Storage(parse_options(storage_option or []))
-    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
-    with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
+    with clean_stop(output or run or "it"), ray_session(verbose, resources.wait) as session:
         options = Options(storage, resources, session, batch_size, shard_images, count_failed, workers)
         _do(mode, asked, options)
 

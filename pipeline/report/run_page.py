@@ -9,7 +9,7 @@ import numpy as np
 from cliper.pipeline.config import embedded_note
 from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.parallel import Workers
-from cliper.pipeline.report.agreements import read_summaries
+from cliper.pipeline.report.agreements import SUMMARY, read_summaries
 from cliper.pipeline.report.gallery import (
     FAILED,
     Group,
@@ -31,6 +31,7 @@ from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.sealed import DamagedFileError
 
 CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table
@@ -63,6 +64,7 @@ def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[
     rows = [_class_row(stats, label, names[label]) for label in (0, *labels) if stats.images[label]]
     left_out = collected.manifest.left_out.lines()
     stored = run.storage.read_json(join(run.uri, "run.json"))
+    agreements, damage = _agreements(run)
     shown, pictures = once(groups)
     return render_page(
         "run_report.html",
@@ -72,12 +74,14 @@ def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[
             "input_uri": run.identity.get("input_uri", ""),
             "fingerprint": run.fingerprint,
             "created": stored.get("created", ""),
-            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows),
+            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows)
+            + damage,
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
-            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
-            "agreements": list(read_summaries(run).values()),
+            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out]
+            + _more_pages(stats),
+            "agreements": agreements,
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),
@@ -90,6 +94,21 @@ def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[
             "settings": json.dumps(run.identity, indent=2, ensure_ascii=False),
         },
     )
+
+
+def _agreements(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
+    """The agreements with other runs, and a note if their file cannot be read."""
+    try:
+        return list(read_summaries(run).values()), []
+    except DamagedFileError as error:
+        return [], [f"{SUMMARY} is damaged ({error}): `cliper agree` writes it again."]
+
+
+def _more_pages(stats: RunStats) -> list[str]:
+    """A line on pages and frames that are not labeled."""
+    if not stats.several:
+        return []
+    return [f"pages or frames behind the labeled one: {stats.several:,} files, for example {stats.several_first}"]
 
 
 def label_names(run: Run) -> list[str]:

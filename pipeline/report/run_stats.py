@@ -24,7 +24,7 @@ BINS = 20  # of a confidence histogram, each 0.05 wide
 PICKS = 6  # images kept per class and kind
 SAMPLED = ("most confident", "random", "least confident")
 EXAMPLES = 3  # failed images named per cause
-_COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
+_COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage", "pages")
 _READERS = 4  # threads, without other workers
 _TOGETHER = 8  # shards of one task; fixed, so that sums do not depend on the number of workers
 
@@ -74,7 +74,8 @@ class RunStats:
 
     def __init__(self, classes: int) -> None:
         self.rows = 0
-        self.pixels_all = 0
+        self.several = 0  # files with more than one page or frame
+        self.several_first = ""  # the id of one
         self.statuses: Counter[str] = Counter()
         self.failures: dict[tuple[str, str], Failures] = defaultdict(Failures)  # by (cause, stage)
         self.confidence = np.zeros(BINS, dtype=np.int64)
@@ -88,10 +89,16 @@ class RunStats:
         """Count the rows of one shard, in file order."""
         self.rows += len(table)
         self.statuses.update(table["status"].to_pylist())
+        self._add_pages(table.filter(pc.greater(table["pages"], 1)))
         self._add_failures(shard, table)
         known = table["confidence"].drop_null().to_numpy()
         self.confidence += np.bincount(_bins(known), minlength=BINS)
         self._add_classes(shard, table["classes"].combine_chunks())
+
+    def _add_pages(self, several: pa.Table) -> None:
+        self.several += len(several)
+        if len(several) and not self.several_first:
+            self.several_first = several["image_id"][0].as_py()
 
     def _add_failures(self, shard: int, table: pa.Table) -> None:
         places = np.flatnonzero(pc.not_equal(table["status"], "ok").to_numpy(zero_copy_only=False))
@@ -122,6 +129,8 @@ class RunStats:
         """Add the counts of later shards."""
         self.rows += other.rows
         self.statuses.update(other.statuses)
+        self.several += other.several
+        self.several_first = self.several_first or other.several_first
         for key, found in other.failures.items():
             mine = self.failures[key]
             mine.images += found.images

@@ -236,12 +236,12 @@ def test_a_sweep_equals_separate_runs_and_runs_the_networks_once(job, prepared, 
     values = parse_sweep(
         ["attention_threshold=0.2,0.99", "background_threshold=0.0,0.9", "presence_threshold=0.1,0.9"]
     )
-    grid = make_grid(job.config.model, values)
+    grid = make_grid(job.config, values)
     assert len(grid.variants()) == 8
     evaluation = open_evaluation(job.run, prepared)
     folder = open_sweep(evaluation, grid)
     assert folder == open_sweep(evaluation, grid)
-    worker = SweepShard(job.config, job.classes, grid, evaluation.counter(folder), 1)
+    worker = SweepShard(job, grid, evaluation.counter(folder), 1)
     for shard in range(job.manifest.shards):
         entries = job.manifest.read_shard(STORAGE, job.run.uri, shard)
         worker(load_entries(STORAGE, shard, entries, "image"))
@@ -267,11 +267,11 @@ def test_sweeps_of_the_unknown_are_refused(job):
     with pytest.raises(
         EvaluationError, match="'logit_scale' cannot be swept; allowed: attention_threshold, presence"
     ):
-        make_grid(job.config.model, {"logit_scale": [50]})
+        make_grid(job.config, {"logit_scale": [50]})
     from cliper.model.errors import ConfigError
 
     with pytest.raises(ConfigError, match="presence_threshold: Input should be less than or equal to 1"):
-        make_grid(job.config.model, {"presence_threshold": [2]})
+        make_grid(job.config, {"presence_threshold": [2]})
     with pytest.raises(ConfigError, match="expected SETTING=A,B"):
         parse_sweep(["presence_threshold"])
 
@@ -283,9 +283,9 @@ def test_csv_leaves_undefined_ratios_empty():
 
 
 def test_the_margin_threshold_is_swept_and_otherwise_not_named():
-    model = CLIPerConfig()
-    grid = make_grid(model, {"margin_threshold": [0.0, 0.3]})
+    config = JobConfig()
+    grid = make_grid(config, {"margin_threshold": [0.0, 0.3]})
     assert [variant["margin_threshold"] for variant in grid.variants()] == [0.0, 0.3]
-    assert "margin_threshold" not in make_grid(model, {"presence_threshold": [0.1]}).variants()[0]
+    assert "margin_threshold" not in make_grid(config, {"presence_threshold": [0.1]}).variants()[0]
     rows = [variant | {"miou": 0.5, "pixel_accuracy": 0.6} for variant in grid.variants()]
     assert sweep_table(rows).splitlines()[0] == "| margin_threshold | mIoU | pixel accuracy |"

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cliper.model.choose import (
+from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
+from cliper.model.errors import WeightsError
+from cliper.model.loading.choose import (
     Network,
     choose_clip_file,
     choose_clip_folder,
@@ -18,15 +20,13 @@ from cliper.model.choose import (
     choose_network,
     choose_tiny_vae,
 )
-from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
-from cliper.model.errors import WeightsError
-from cliper.model.files import read_json, sha256_of
-from cliper.model.hub import Choose, fetch, names_in
-from cliper.model.pretrained import resolve_pretrained
+from cliper.model.loading.files import read_json, sha256_of
+from cliper.model.loading.hub import Choose, fetch, names_in
+from cliper.model.loading.pretrained import resolve_pretrained
 
 __all__ = ["Backbone", "Diffusion", "pin", "resolve_backbone", "resolve_diffusion", "sha256_of"]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
+EMBEDDED = {"tiny": Path(__file__).parent.parent / "weights" / "tiny"}
 
 
 @dataclass(frozen=True)
@@ -211,12 +211,12 @@ def pin(config: CLIPerConfig) -> CLIPerConfig:
     Files that are not in the cache are downloaded. Raises WeightsError.
     """
     backbone, fgc, dino = config.backbone, config.fgc, config.dino
-    if (commit := resolve_backbone(backbone).commit) is not None:
-        backbone = backbone.model_copy(update={"revision": commit})
-    if fgc is not None:
+    if fgc is not None:  # the backbone comes last: open_clip takes seconds to import
         found = resolve_diffusion(fgc)
         commits = {"revision": found.commit, "vae_revision": found.vae_commit}
         fgc = fgc.model_copy(update={name: commit for name, commit in commits.items() if commit is not None})
     if dino is not None and (commit := resolve_pretrained(dino.model, dino.revision, "dino.model").commit):
         dino = dino.model_copy(update={"revision": commit})
+    if (commit := resolve_backbone(backbone).commit) is not None:
+        backbone = backbone.model_copy(update={"revision": commit})
     return config.model_copy(update={"backbone": backbone, "fgc": fgc, "dino": dino})
