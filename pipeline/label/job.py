@@ -8,14 +8,18 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import ActorRange, JobConfig, ResourceConfig, ShardConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
-from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
+from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_listed
+from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, list_tables, no_images
+from cliper.pipeline.corpus.sources.tables import tables_of
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.extras import require
 from cliper.pipeline.label.segmenters import SegmenterKind, chosen
+from cliper.pipeline.parallel import Crew, Workers, crew
 from cliper.pipeline.run.extend import LOOK_LOCAL, LOOK_REMOTE, count_new, extend_run
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
@@ -51,13 +55,15 @@ def open_job(
     held: ExitStack | None = None,
     wants_gpu: Callable[[ResourceConfig], bool] = lambda wanted: wanted.device == "cuda",
     extend: Collection[str] | None = None,
+    workers: Callable[[], Workers] = lambda: 1,
 ) -> Job:
     """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
 
     With `extend`, an existing manifest is extended to the corpus as it is now; see run/extend.py for its values.
 
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
-    says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
+    says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it. `workers`
+    returns who lists a new corpus, which does not change the result; 1 is this process.
     """
     kind, config = chosen(config)
     codec = lookup("mask_codec", config.mask_codec, MASK_CODECS)
@@ -75,7 +81,7 @@ def open_job(
     run = begin_run(output, storage, identity)
     manifest = read_manifest(storage, output)
     if manifest is None:
-        manifest = _list_new(run, entries, config, left_out)
+        manifest = _list_new(run, input_uri, entries, config, left_out, workers())
     elif extend is not None:
         manifest = _extend(run, manifest, entries, config, left_out, extend)
     return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
@@ -114,8 +120,10 @@ def _first_listed(storage: Storage, uri: str, config: JobConfig, left_out: LeftO
     return itertools.chain([first], entries)
 
 
-def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
-    """List the corpus of a run that has labeled nothing yet.
+def _list_new(
+    run: Run, input_uri: str, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut, workers: Workers
+) -> Manifest:
+    """List the corpus of a run that has labeled nothing yet; `entries` and `left_out` are of this process.
 
     Raises RunError for one that holds labels: a new list may cut the corpus otherwise, and would lose and double
     images.
@@ -125,14 +133,21 @@ def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: L
             f"{run.uri} holds labels, but its list of images (manifest/index.json) is gone; restore it, "
             "or label into another folder (--new-run)"
         )
-    return _list_corpus(run, entries, config, left_out)
+    with crew(workers) as team:
+        if workers == 1:
+            return _list_corpus(run, tables_of(entries), config, left_out, team)
+        left_out = LeftOut()
+        tables = list_tables(run.storage, input_uri, config.input, left_out, team)
+        return _list_corpus(run, tables, config, left_out, team)
 
 
-def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
+def _list_corpus(
+    run: Run, tables: Iterator[pa.Table], config: JobConfig, left_out: LeftOut, team: Crew
+) -> Manifest:
     """Write the manifest, and print what the listing left out."""
-    limits, entries = fitting_shards(config, entries)
     try:
-        manifest = write_manifest(entries, run.storage, run.uri, limits, _counting(), left_out)
+        limits, tables = fitting_shards(config, tables)
+        manifest = write_listed(tables, run.storage, run.uri, limits, team, _counting(), left_out)
     except BaseException:
         run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
         raise
@@ -140,8 +155,8 @@ def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out
     return manifest
 
 
-def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
-    """Limits that cut a small corpus into enough shards for all actors, and the same entries.
+def fitting_shards(config: JobConfig, tables: Iterator[pa.Table]) -> tuple[ShardConfig, Iterator[pa.Table]]:
+    """Limits that cut a small corpus into enough shards for all actors, and the same tables.
 
     A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
     configuration names `shard.images`.
@@ -149,12 +164,19 @@ def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardCo
     limits, actors = config.shard, config.resources.actors
     most = actors.max if isinstance(actors, ActorRange) else actors or 0
     wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
-    first = list(itertools.islice(entries, wanted * limits.images))
-    entries = itertools.chain(first, entries)
-    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
-        return limits, entries
-    images = max(config.batch_size, math.ceil(len(first) / wanted))
-    return limits.model_copy(update={"images": min(limits.images, images)}), entries
+    first: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        first.append(table)
+        rows += len(table)
+        if rows >= wanted * limits.images:
+            break
+    tables = itertools.chain(first, tables)
+    grouped = any(table.column("group").null_count < len(table) for table in first)
+    if "images" in limits.model_fields_set or grouped:
+        return limits, tables
+    images = max(config.batch_size, math.ceil(rows / wanted))
+    return limits.model_copy(update={"images": min(limits.images, images)}), tables
 
 
 def _extend(

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
 from cliper.pipeline.storage.direct import DirectS3, direct_s3
-from cliper.pipeline.storage.listing import glob_s3, list_s3
+from cliper.pipeline.storage.listing import Span, glob_s3, list_s3, list_span, spans_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
     error_code,
@@ -282,6 +282,20 @@ class Storage:
                 found = with_retries(lambda: filesystem.find(path, detail=True))
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
+
+    def spans(self, uri: str) -> Iterator[Span]:
+        """Cut the listing of an s3:// prefix or pattern into spans, in order, for `list_span`."""
+        filesystem, path = self.filesystem(uri)
+        with access_errors(uri):
+            yield from spans_s3(filesystem, path)
+
+    def list_span(self, uri: str, span: Span) -> Iterator[Stored]:
+        """Yield the objects of a span of a prefix or pattern, by path inside the filesystem, in order."""
+        filesystem, path = self.filesystem(uri)
+        bucket = path.partition("/")[0]
+        with access_errors(uri):
+            for key, size, modified, tag in list_span(filesystem, bucket, span):
+                yield Stored(f"{bucket}/{key}", size, modified, tag)
 
 
 def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, list[int]]]:
