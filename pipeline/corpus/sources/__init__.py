@@ -141,8 +141,9 @@ class _Listing:
     def whole(self, listed: Listed) -> Iterator[Listed]:
         """A result, and what is left of its piece, which this process lists."""
         yield listed
-        if listed.rest is not None:
-            yield from self.whole(self(listed.rest))
+        while listed.rest is not None:
+            listed = self(listed.rest)
+            yield listed
 
     def _files(self, piece: Piece) -> tuple[Sequence[Found], Piece | None]:
         """The first MOST files of a piece, and what is left of it."""
