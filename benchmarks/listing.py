@@ -12,13 +12,12 @@ table.
 import argparse
 import io
 import multiprocessing
-import os
 import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.measure import tasks_seconds
 from cliper.pipeline.config import InputConfig, ShardConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import write_listed, write_manifest
@@ -39,7 +39,6 @@ PAGE = 1000
 PREFIXES = 300
 FILES, IMAGES = 200, 500  # tars or Parquet files, and images in each
 DELAY = 0.02  # seconds
-TICKS = os.sysconf("SC_CLK_TCK")
 ENTRY = (
     "<Contents><Key>photos/{folder:04d}/{i:09d}.jpg</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
     '<ETag>"0"</ETag><Size>120000</Size><StorageClass>STANDARD</StorageClass></Contents>'
@@ -190,7 +189,7 @@ def _listed(storage: Storage, uri: str, kind: str, images: int) -> tuple[float, 
     """Wall seconds of listing and writing the manifest, and processor seconds."""
     config = InputConfig.model_validate({"format": kind})
     with tempfile.TemporaryDirectory() as run:
-        start, processor, tasks = time.perf_counter(), time.process_time(), _tasks_seconds()
+        start, processor, tasks = time.perf_counter(), time.process_time(), tasks_seconds()
         if "ray" in sys.modules:
             found = LeftOut()
             with crew("ray") as workers:
@@ -199,26 +198,10 @@ def _listed(storage: Storage, uri: str, kind: str, images: int) -> tuple[float, 
         else:
             manifest = write_manifest(list_entries(storage, uri, config), Storage(), run, ShardConfig())
         taken, used = time.perf_counter() - start, f"{time.process_time() - processor:.1f}"
-        used += f" + {_tasks_seconds() - tasks:.1f}" if "ray" in sys.modules else ""
+        used += f" + {tasks_seconds() - tasks:.1f}" if "ray" in sys.modules else ""
     if manifest.images != images:
         raise SystemExit(f"{manifest.images} images in the manifest of {images}")
     return taken, used
-
-
-def _tasks_seconds() -> float:
-    """Processor seconds of the worker processes of this machine's Ray, all below this process."""
-    stats = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                stat = (entry / "stat").read_text()
-                fields = stat.rpartition(")")[2].split()
-                stats[int(entry.name)] = stat, int(fields[1]), (int(fields[11]) + int(fields[12])) / TICKS
-    return sum(
-        seconds
-        for stat, parent, seconds in stats.values()
-        if "(ray::" in stat and parent in stats and stats[parent][1] == os.getpid()
-    )
 
 
 def _print(name: str, seconds: float, processor: str, requests: int, read: int) -> None:
