@@ -29,6 +29,7 @@ from cliper.pipeline.storage.backend import Storage, join
 from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
 
 SHARDS_PER_PART = 1000
+AHEAD = 16  # files of a manifest that are written at the same time, at most
 
 SCHEMA = ENTRIES.append(pa.field("shard", pa.int32(), nullable=False))
 
@@ -117,9 +118,8 @@ def write_listed(
 ) -> Manifest:
     """Cut tables of ENTRIES into shards and write the manifest; its files are written by the crew.
 
-    Memory: two files for each call of the crew, and a bounded part of the ids (see IdHashes). `left_out`: the
-    files that the listing skips; kept in the index. Raises InputError for an empty corpus or two images with one
-    id.
+    Memory: AHEAD files (40 MB each), and a bounded part of the ids (see IdHashes). `left_out`: the files that the
+    listing skips; kept in the index. Raises InputError for an empty corpus or two images with one id.
     """
     with IdHashes() as ids:
         parts = write_parts(tables, [], storage, run_uri, limits, team, ids, on_progress)
@@ -146,14 +146,19 @@ def write_parts(
     Returns the new parts, which no index names yet.
     """
     parts: list[Part] = []
-    listed = 0
-    drafts = _drafts(cut_shards(tables, limits), before)
-    for part, hashes in team.map(partial(_write_draft, storage, run_uri), drafts):
+    drafts = _drafts(cut_shards(_counted(tables, on_progress), limits), before)
+    for part, hashes in team.map(partial(_write_draft, storage, run_uri), drafts, AHEAD):
         parts.append(part)
         ids.add(hashes)
-        listed += len(hashes)
-        on_progress(listed)
     return parts
+
+
+def _counted(tables: Iterable[pa.Table], report: Callable[[int], None]) -> Iterator[pa.Table]:
+    rows = 0
+    for table in tables:
+        rows += len(table)
+        report(rows)
+        yield table
 
 
 @dataclass(frozen=True)

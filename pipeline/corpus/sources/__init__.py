@@ -21,7 +21,7 @@ from cliper.pipeline.corpus.sources.files import Found, cut, find, find_in
 from cliper.pipeline.corpus.sources.images import list_images
 from cliper.pipeline.corpus.sources.lists import LISTS, list_uris
 from cliper.pipeline.corpus.sources.parquet import list_parquet_images
-from cliper.pipeline.corpus.sources.tables import packed, table_of, tables_of, unpacked
+from cliper.pipeline.corpus.sources.tables import ENTRIES, packed, tables_of, unpacked
 from cliper.pipeline.corpus.sources.tars import list_tars
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import Crew
@@ -135,8 +135,9 @@ class _Listing:
         left_out = LeftOut()
         with _input_errors(self.uri):
             files, rest = self._files(piece)
-            entries = list(SOURCES[self.form](self.storage, files, self.config, left_out))
-        return Listed(packed(table_of(entries)), left_out, rest)
+            entries = SOURCES[self.form](self.storage, files, self.config, left_out)
+            table = pa.concat_tables([ENTRIES.empty_table(), *tables_of(entries)])
+        return Listed(packed(table), left_out, rest)
 
     def whole(self, listed: Listed) -> Iterator[Listed]:
         """A result, and what is left of its piece, which this process lists."""
