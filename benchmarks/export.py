@@ -1,6 +1,6 @@
 """Images per second and core of every export format, compared with only reading the run.
 
-    python -m benchmarks.export [--out FOLDER]
+    python -m benchmarks.export [--output FOLDER]
 
 Two synthetic runs: 1,000 small masks (160 x 160, as of scenes) and 200 larger ones (1024 x 768), one process,
 local disk, images not copied. The first line is the upper bound for formats that need the labels: rows are read
@@ -109,8 +109,8 @@ def write(run: Run, name: str, folder: Path) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table: format, images per second of processor time for both sizes, bytes per image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, help="keep the exports here; default: a temporary folder")
-    kept = parser.parse_args(arguments).out
+    parser.add_argument("--output", type=Path, help="keep the exports here; default: a temporary folder")
+    kept = parser.parse_args(arguments).output
     root = kept or Path(tempfile.mkdtemp())
     runs = {size: make_run(root / f"run-{size.width}", size) for size in SIZES}
     print("| format | " + " | ".join(f"{size.name}: images/s/core | KB/image" for size in SIZES) + " |")

@@ -130,7 +130,7 @@ def measure(student: Student, heldout: Path, count: int) -> None:
 def main() -> None:
     """Draw, label, train, measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/student"), help="new folder for the output")
+    parser.add_argument("--output", type=Path, default=Path("build/student"), help="new folder for the output")
     parser.add_argument("--run", help="run folder to train on, instead of labeling new scenes")
     parser.add_argument("--scenes", type=int, default=240, help="scenes to label and train on, without --run")
     parser.add_argument("--heldout", type=int, default=40, help="scenes to measure on")
@@ -139,12 +139,12 @@ def main() -> None:
     given = parser.parse_args()
     started = time.monotonic()
     if given.run is None:
-        write_scenes(given.out / "train", "train", given.scenes)
-    run = labeled(given.out / "train") if given.run is None else read_run(given.run, Storage())
+        write_scenes(given.output / "train", "train", given.scenes)
+    run = labeled(given.output / "train") if given.run is None else read_run(given.run, Storage())
     dataset = MaskDataset(run, min_confidence=given.min_confidence, transform=shrink)
     student = train(dataset, len(CLASSES), given.epochs)
-    measure(student, given.out / "heldout", given.heldout)
-    torch.save(student.state_dict(), given.out / "student.pt")
+    measure(student, given.output / "heldout", given.heldout)
+    torch.save(student.state_dict(), given.output / "student.pt")
     print(f"time      {time.monotonic() - started:.0f} s, {dataset.rows} images, {given.epochs} epochs")
 
 

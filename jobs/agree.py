@@ -1,24 +1,23 @@
 """`cliper agree`: compare the masks of runs over the same images."""
 
-import os
 from typing import Annotated
 
 import typer
 
+from cliper.jobs.session import clean_stop
 from cliper.jobs.storage_options import StorageOption, parse_options
-
-Opt = typer.Option
+from cliper.jobs.workers import WorkersOption, started
 
 
 def agree(
     runs: Annotated[list[str], typer.Argument(help="Two or more run folders of the same input", metavar="RUN...")],
+    workers: WorkersOption = None,
     storage_option: StorageOption = None,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
 ) -> None:
     """Compare the masks of runs over the same images: IoU per image and class, and confusions between classes.
 
-    Writes RUN/agreement/ in the first run. Shards are counted in this process, or on Ray if RAY_ADDRESS is set.
-    The same command continues, and counts later shards. `cliper review pick --agreement` uses the result.
+    Writes RUN/agreement/ in the first run. The same command continues, and counts later shards.
+    `cliper review pick --agreement` uses the result.
     """
     from cliper.pipeline.evaluate.agree import count_agreement, open_agreement, read_agreement, write_agreement
     from cliper.pipeline.run.folder import read_run
@@ -26,15 +25,8 @@ def agree(
 
     storage = Storage(parse_options(storage_option or []))
     agreement = open_agreement([read_run(run, storage) for run in runs])
-    if os.environ.get("RAY_ADDRESS") and agreement.uncounted_shards():
-        from cliper.jobs.session import clean_stop, ray_session
-        from cliper.pipeline.flow import over_tasks
-
-        with clean_stop(agreement.folder), ray_session(verbose, 0) as session:
-            session.connect()
-            for _ in count_agreement(agreement, over_tasks):
-                pass
-    for _ in count_agreement(agreement):
-        pass
+    with clean_stop(agreement.folder), started(workers) as counters:
+        for _ in count_agreement(agreement, counters):
+            pass
     print(write_agreement(agreement, read_agreement(agreement)))
     print(agreement.folder)

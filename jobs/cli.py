@@ -4,6 +4,7 @@ Exit codes: 0 success; 1 a negative result (`verify`: an incomplete run; `label`
 --max-failures allows); 2 an expected error, with one message; 130 stopped with Ctrl-C; 143 stopped with SIGTERM.
 """
 
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -28,6 +29,7 @@ COMMANDS = {
     "retry": "Label the failed images of RUN again and replace their rows.",
     "export": "Write the masks of RUN to OUTPUT in another tool's format.",
     "report": "Write a self-contained HTML page on RUN.",
+    "view": "Open a page with all images of RUN: filter, sort and enlarge them.",
     "serve": "Open a page to try classes and thresholds on single images.",
     "review": "Export the masks that most need review to Label Studio, and import the corrections.",
 }
@@ -59,12 +61,22 @@ class Commands(TyperGroup):
 
 def load(name: str) -> Any:
     """Import a command of COMMANDS: the function or group of that name in its module."""
+    from cliper.jobs.options import ungrouped
+
     command = getattr(import_module(f"cliper.jobs.{name}"), name)
     if isinstance(command, typer.Typer):
-        return get_command(command)
+        return unbroken(get_command(command))
     alone = typer.Typer(add_completion=False)
-    alone.command(name, context_settings=SETTINGS)(command)
-    return get_command(alone)
+    alone.command(name, context_settings=SETTINGS)(ungrouped(command))
+    return unbroken(get_command(alone))
+
+
+def unbroken(command: Any) -> Any:
+    """Join the lines of each paragraph of the help texts, which rich would print as they are in the docstring."""
+    command.help = re.sub(r"(?<!\n)\n(?!\n)", " ", command.help or "")
+    for part in getattr(command, "commands", {}).values():
+        unbroken(part)
+    return command
 
 
 app = typer.Typer(

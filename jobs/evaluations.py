@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cliper.jobs.common import Resources, run_tasks, with_overrides
+from cliper.jobs.common import run_tasks
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
 from cliper.jobs.workers import connected
@@ -70,7 +71,7 @@ def evaluate_live(
         late = evaluation.uncounted_shards()
         if pending or late:
             options.session.connect()
-            for _ in count_stored(evaluation, late):
+            for _ in count_stored(evaluation, late, connected(options.workers, options.session)):
                 pass
             _label_and_count(job, evaluation, pending, options.session)
         setting = Setting(
@@ -106,13 +107,10 @@ def evaluate_stored(
     require_labeled(run)
     prepared = _open_data(data, options.storage, config)
     evaluation = open_evaluation(run, prepared, options.count_failed)
-    shards = evaluation.uncounted_shards()
-    if shards:
-        options.session.connect()
-        for _ in count_stored(evaluation, shards):
-            pass
-    setting = _stored_setting(run, config, variant, protocol)
-    return _finish(evaluation, setting, connected(options.workers, options.session))
+    workers = connected(options.workers, options.session)
+    for _ in count_stored(evaluation, evaluation.uncounted_shards(), workers):
+        pass
+    return _finish(evaluation, _stored_setting(run, config, variant, protocol), workers)
 
 
 def _stored_setting(
@@ -175,7 +173,7 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
         print(f"not prepared, left out: {where}", file=sys.stderr)
     if not results:
         raise EvaluationError(
-            f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
+            f"{data} holds no prepared benchmark; run 'cliper prepare' with --output {data}/BENCHMARK"
         )
     return table(results)
 
@@ -193,11 +191,10 @@ def run_sweep(
     values: Mapping[str, list[Any]],
     options: Options,
 ) -> str:
-    """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
+    """Try every combination of settings: the results as Markdown."""
     from cliper.pipeline.evaluate.sweep import (
         make_grid,
         open_sweep,
-        require_scores,
         sweep_results,
         sweep_shards,
         sweep_table,
@@ -206,9 +203,9 @@ def run_sweep(
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
         name = variant or next(iter(config.variants))
-        make_grid(require_scores(config.job(name)), values)  # refuses before anything is written
+        make_grid(config.job(name), values)  # refuses before anything is written
         job = _open_job(config, name, prepared, output, options, held)
-        grid = make_grid(require_scores(job.config), values)
+        grid = make_grid(job.config, values)
         evaluation = open_evaluation(job.run, prepared, options.count_failed)
         folder = open_sweep(evaluation, grid)
         pool = options.session.pool(job.config.resources)

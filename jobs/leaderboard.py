@@ -35,7 +35,7 @@ def evaluate_segmenters(
     prepared = list(prepared_benchmarks(data, options.storage, only))
     if not prepared:
         raise EvaluationError(
-            f"{data} holds no prepared benchmark; run 'cliper prepare' with --out {data}/BENCHMARK"
+            f"{data} holds no prepared benchmark; run 'cliper prepare' with --output {data}/BENCHMARK"
         )
     entries = [(b, where, n, entry_config(n, b)) for b, where in prepared for n in names]
     rows = []

@@ -24,7 +24,7 @@ def prepare(
         ),
     ],
     root: Annotated[Path, Opt(help="Folder of the unpacked download", metavar="DIR")],
-    out: Annotated[str | None, Opt(help="Default: ROOT/prepared/BENCHMARK", metavar="URI")] = None,
+    output: Annotated[str | None, Opt(help="Default: ROOT/prepared/BENCHMARK", metavar="URI")] = None,
     truth: Annotated[
         str | None,
         Opt(help="Kind of ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole"),
@@ -33,8 +33,8 @@ def prepare(
     copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,
     storage_option: StorageOption = None,
 ) -> None:
-    """Check a downloaded benchmark and write its image list and its ground truth to OUT."""
-    target = out or str(root / "prepared" / benchmark)
+    """Check a downloaded benchmark and write its image list and its ground truth to OUTPUT."""
+    target = output or str(root / "prepared" / benchmark)
     storage = Storage(parse_options(storage_option or []))
     done = write_prepared(benchmark, root, target, storage, truth, allow_partial, copy_images, _report)
     print(describe(done))

@@ -1,7 +1,8 @@
 """`cliper verify`: read a run back and prove that it is complete and undamaged."""
 
+import sys
+from contextlib import nullcontext, redirect_stdout
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from cliper.pipeline.run.source import check_source
 from cliper.pipeline.run.verify import KINDS, Report, verify_run
 from cliper.pipeline.storage.backend import Storage
 
-PRINTED = 20  # problems shown; --json has more
+PRINTED = 20  # problems shown; --json has all
 
 Opt = typer.Option
 
@@ -45,9 +46,7 @@ def verify(
             metavar="sample|all",
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, Opt("--json", help="Also write the report to this file", metavar="FILE")
-    ] = None,
+    json_output: Annotated[bool, Opt("--json", help="Print JSON; other lines go to stderr")] = False,
     workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
@@ -57,25 +56,37 @@ def verify(
     --repair change something, and only files whose names are cliper's own.
     """
     opened = read_run(run, Storage(parse_options(storage_option or [])))
-    if clean:
-        with hold(opened.uri, opened.storage):  # a temporary file of a running driver is not an orphan
-            for orphan in clean_run(opened):
-                print(f"removed {orphan.file}: {orphan.reason}")
-    with started(workers) as readers:
-        report = verify_run(opened, readers)
-    print_report(report)
-    if repair and (broken := report.broken_shards):
-        with hold(opened.uri, opened.storage):
-            for old, new in set_aside(opened, broken):
-                print(f"moved     {old} to {new}")
-        print("repair    run the 'cliper label' command of this run again: it labels what was moved")
-    elif report.broken_shards:
-        print(f"repair    'cliper verify --repair {opened.uri}' sets them aside, 'cliper label' writes them")
-    same = source is None or _source_is_same(opened, source, report)
-    if json_file is not None:
-        json_file.write_text(report.to_json(), encoding="utf-8")
+    with redirect_stdout(sys.stderr) if json_output else nullcontext():
+        if clean:
+            remove_leftovers(opened)
+        with started(workers) as readers:
+            report = verify_run(opened, readers)
+        print_report(report)
+        offer_repair(opened, report, repair)
+        same = source is None or _source_is_same(opened, source, report)
+    if json_output:
+        print(report.to_json())
     if not (report.whole and same):
         raise typer.Exit(1)
+
+
+def remove_leftovers(run: Run) -> None:
+    """Remove what interrupted writes left, and print it."""
+    with hold(run.uri, run.storage):  # a temporary file of a running driver is not an orphan
+        for orphan in clean_run(run):
+            print(f"removed {orphan.file}: {orphan.reason}")
+
+
+def offer_repair(run: Run, report: Report, repair: bool) -> None:
+    """Set broken label files aside if `repair`, and print the next command; nothing if no file is broken."""
+    broken = report.broken_shards
+    if broken and repair:
+        with hold(run.uri, run.storage):
+            for old, new in set_aside(run, broken):
+                print(f"moved     {old} to {new}")
+        print("repair    run the 'cliper label' command of this run again: it labels what was moved")
+    elif broken:
+        print(f"repair    'cliper verify --repair {run.uri}' sets them aside, 'cliper label' writes them")
 
 
 def _source_is_same(run: Run, source: Source, report: Report) -> bool:
@@ -96,7 +107,7 @@ def print_report(report: Report) -> None:
     for problem in report.problems[:PRINTED]:
         print(f"  {problem.kind}: {problem.file}: {problem.detail}")
     if len(report.problems) > PRINTED:
-        print("  ... more with --json FILE")
+        print("  ... more with --json")
     for note in report.notes:
         print(f"note      {note}")
     print("whole     " + ("yes" if report.whole else "no"))

@@ -23,7 +23,7 @@ from ray.exceptions import ObjectStoreFullError, OutOfDiskError, RayError, RayTa
 
 from cliper.model.errors import CliperError
 from cliper.pipeline.errors import ResourceError
-from cliper.pipeline.label.cluster import cluster_nodes, reserved
+from cliper.pipeline.label.cluster import reserved
 from cliper.pipeline.label.feed import FEW, chunks, few_ahead, row_of, spread, task_of
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import IO_BUNDLE, IO_CPUS, Pool
@@ -40,6 +40,10 @@ T = TypeVar("T")
 
 # Ray requires an integer batch size for stages on GPUs. 1 passes one shard per call, however rows are grouped.
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+
+# Actors in a row that may end before they have started and are replaced; by default Ray Data ends the run. On a
+# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed".
+INIT_DEATHS = 2
 
 # No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
 UNSEEN: dict[str, Any] = {"enable_task_events": False}
@@ -100,21 +104,6 @@ def over_shards(
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
             del flow
             gc.collect()
-
-
-def over_tasks(rows: Sequence[Row], stage: Stage) -> Iterator[Row]:
-    """Send rows one by one through a CPU-bound stage, on all free CPUs; yields the resulting rows."""
-    free = sum(int(node.free.get("CPU", 0.0)) for node in cluster_nodes())
-    size, each = (min(len(rows), free), 1.0) if free else (1, IO_BUNDLE)
-
-    def stage_of_row(batch: pa.Table) -> pa.Table:
-        return stage(pa.Table.from_pylist([task_of(batch)]))
-
-    with ray_data_settings(size), reserved([each] * size, each) as options:
-        with ray_arguments_allowed():
-            stages = {**ONE_SHARD, **options, **UNSEEN, "compute": TaskPoolStrategy(size=size)}
-            done = _source(rows, options).map_batches(stage_of_row, **stages)
-        yield from _rows(done)
 
 
 def _rows(flow: ray.data.Dataset) -> Iterator[Row]:
@@ -197,8 +186,10 @@ def ray_data_settings(actors: int) -> Iterator[None]:
         "target_max_block_size": 1,  # byte
         "enable_progress_bars": False,
         "raise_original_map_exception": True,
+        "max_consecutive_actor_init_deaths": INIT_DEATHS,  # unknown to Ray 2.50
         "_kv_configs": context._kv_configs | few_ahead(actors),
     }
+    ours = {name: value for name, value in ours.items() if hasattr(context, name)}
     before = {name: getattr(context, name) for name in ours}
     _configure(context, ours)
     try:

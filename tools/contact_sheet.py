@@ -1,6 +1,6 @@
 """A contact sheet to inspect masks: image, mask without FGC, mask with FGC, ground truth, and a color legend.
 
-python -m tools.contact_sheet --out build/contact_sheet.png
+python -m tools.contact_sheet --output build/contact_sheet.png
 """
 
 import argparse
@@ -91,14 +91,14 @@ def draw_scenes(config: CLIPerConfig, count: int = 24, seed: int = SEEDS["test"]
 def main() -> None:
     """Draw the sheet to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/contact_sheet.png"))
+    parser.add_argument("--output", type=Path, default=Path("build/contact_sheet.png"))
     parser.add_argument("--config", type=Path, default=TINY)
     parser.add_argument("--scenes", type=int, default=24)
     parser.add_argument("--seed", type=int, default=SEEDS["test"])
     args = parser.parse_args()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    draw_scenes(tiny_config(args.config), args.scenes, args.seed).save(args.out)
-    print(args.out)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    draw_scenes(tiny_config(args.config), args.scenes, args.seed).save(args.output)
+    print(args.output)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=int(os.environ.get("SCENES", "200")))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED", SEEDS["test"])))
-    parser.add_argument("--out", type=Path, default=Path("build/stage_gains.json"))
+    parser.add_argument("--output", type=Path, default=Path("build/stage_gains.json"))
     parser.add_argument("--config", type=Path, default=TINY)
     parser.add_argument("--clip", help="an open_clip local-dir instead of the embedded CLIP")
     parser.add_argument("--sd", help="a diffusers folder instead of the embedded Stable Diffusion")
@@ -158,8 +158,8 @@ def main() -> None:
         measure(tiny_config(args.config, clip=args.clip, sd=args.sd), args.seed, args.scenes, args.device)
     )
     result = {"scenes": args.scenes, "seed": args.seed, "seconds": round(time.time() - began, 1), "stages": rows}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps(result, indent=2) + "\n")
     print(table(rows))
 
 

@@ -1,6 +1,6 @@
 """Train the embedded CLIP on procedural scenes and their captions (no pixel labels).
 
-    python -m tools.train_clip --out build/clip-0 --seed 0
+    python -m tools.train_clip --output build/clip-0 --seed 0
 
 Three losses, all from captions alone. (1) CLIP's contrastive loss between the images and captions of a batch.
 (2) Multiple instance: patches are softmaxed over the class names, and every captioned class must have some of
@@ -141,9 +141,9 @@ def loss_of_batch(
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train both phases, resuming from the checkpoints in `args.out` if there are any, and export."""
+    """Train both phases, resuming from the checkpoints in `args.output` if there are any, and export."""
     device, began = training.pick_device(args.device, args.threads), time.time()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     images, texts = training.load_scenes(args.scenes, args.cache, args.workers)
     images, captions = training.shrink(images.to(device), STORED_SIDE), Captions(texts, device)
     torch.manual_seed(args.seed)
@@ -160,10 +160,10 @@ def train(args: argparse.Namespace) -> None:
 
     value = training.Plan("value", args.steps, args.batch, 1e-3, 0.05, args.save_every, half=True)
     fused = training.Plan("fused", args.fused_steps, args.fused_batch, 5e-4, 0.05, args.save_every, half=True)
-    training.run(value, model, loss_for(VALUE), len(images), args.out, generator)
-    training.run(fused, model, loss_for(FUSED), len(images), args.out, generator)
-    export(model, args.out)
-    training.write_record(args.out, vars(args), device, time.time() - began)
+    training.run(value, model, loss_for(VALUE), len(images), args.output, generator)
+    training.run(fused, model, loss_for(FUSED), len(images), args.output, generator)
+    export(model, args.output)
+    training.write_record(args.output, vars(args), device, time.time() - began)
 
 
 def export(model: nn.Module, folder: Path) -> None:
@@ -176,7 +176,9 @@ def export(model: nn.Module, folder: Path) -> None:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model and its checkpoint")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the finished model and its checkpoint"
+    )
     parser.add_argument("--cache", type=Path, default=Path("build/scenes"), help="folder of the drawn scenes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=6000)

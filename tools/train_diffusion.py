@@ -1,6 +1,6 @@
 """Train the embedded Stable Diffusion on procedural scenes: VAE first, then the UNet (no pixel labels).
 
-    python -m tools.train_diffusion --out build/sd-0 --clip build/clip-0 --seed 0
+    python -m tools.train_diffusion --output build/sd-0 --clip build/clip-0 --seed 0
 
 The UNet learns to remove noise under the empty prompt, the only one FGC ever uses; three quarters of the timesteps
 are drawn from the range around the one FGC reads, t = 101. After such a short training, the network would use
@@ -89,7 +89,7 @@ def train_vae(vae: Any, images: Tensor, args: argparse.Namespace, generator: tor
         return F.l1_loss(rebuilt.float(), pixels) + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
 
     plan = training.Plan("vae", args.vae_steps, args.vae_batch, 2e-3, 0.0, args.save_every, half=True)
-    training.run(plan, vae, loss_of, len(images), args.out, generator)
+    training.run(plan, vae, loss_of, len(images), args.output, generator)
 
 
 @torch.no_grad()
@@ -240,7 +240,7 @@ def train_unet(
         return loss + attention_loss(index, near) if near.any() else loss
 
     plan = training.Plan("unet", args.unet_steps, args.unet_batch, 1e-3, 0.01, args.save_every, half=True)
-    training.run(plan, unet, loss_of, len(latents), args.out, generator)
+    training.run(plan, unet, loss_of, len(latents), args.output, generator)
 
 
 def timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -281,12 +281,12 @@ def build_text(folder: Path) -> Tensor:
 def train(args: argparse.Namespace) -> None:
     """Train both networks, resuming from a killed run, and export a diffusers folder."""
     device, began = training.pick_device(args.device, args.threads), time.time()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     images, captions = training.load_scenes(args.scenes, args.cache, args.workers)
     images = images.to(device)
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    prompt = build_text(args.out).to(device)
+    prompt = build_text(args.output).to(device)
     vae = diffusers.AutoencoderKL(**VAE).to(device)
     unet = diffusers.UNet2DConditionModel(**UNET).to(device)
     train_vae(vae, images, args, generator)
@@ -294,8 +294,8 @@ def train(args: argparse.Namespace) -> None:
     scores = teacher_scores(args.clip, images, captions, latents.shape[-1])
     print(f"latents scaled by {vae.config.scaling_factor}, {time.time() - began:.0f} s", flush=True)
     train_unet(unet, latents, scores, looks_of(images), prompt, args, generator)
-    export(vae, unet, args.out)
-    training.write_record(args.out, vars(args), device, time.time() - began)
+    export(vae, unet, args.output)
+    training.write_record(args.output, vars(args), device, time.time() - began)
 
 
 def export(vae: Any, unet: Any, folder: Path) -> None:
@@ -321,7 +321,9 @@ def export(vae: Any, unet: Any, folder: Path) -> None:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the finished model and its checkpoints")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the finished model and its checkpoints"
+    )
     parser.add_argument(
         "--clip", type=Path, required=True, help="open_clip local-dir whose scores the maps must keep"
     )

@@ -87,7 +87,8 @@ def choose_pretrained(names: Collection[str]) -> list[str]:
     """The files among `names` that transformers loads. Raises WeightsError, which names the missing ones."""
     inside = {f"model/{name}" for name in names if "/" not in name}
     if "model/config.json" not in inside:
-        raise WeightsError(f"missing: config.json (it holds {', '.join(sorted(names)[:6]) or 'nothing'})")
+        held = f" (it holds {', '.join(sorted(names)[:6])})" if names else ""
+        raise WeightsError(f"missing: config.json{held}")
     found = choose_network(inside, "model")
     if isinstance(found, str):
         raise WeightsError(f"missing: {found.removeprefix('model/')}")

@@ -63,7 +63,9 @@ def fetch(repository: str, revision: str | None, choose: Choose) -> Path:
     except Exception as error:  # the hub client raises its own, httpx's and the system's types
         if cached is not None and not _is_missing_revision(error):
             return cached
-        raise WeightsError(_refusal(repository, revision, error)) from error
+        raise WeightsError(
+            _refusal(repository, revision, error, _missing(repository, revision, choose))
+        ) from error
     wanted = choose([file.rfilename for file in info.siblings or []])
     if cached is not None and cached.name == info.sha and {*wanted} <= {*names_in(cached)}:
         return cached
@@ -80,6 +82,21 @@ def _cached(repository: str, revision: str | None, choose: Choose) -> Path | Non
     except Exception:  # not in the cache, or incomplete
         return None
     return Path(folder)
+
+
+def _missing(repository: str, revision: str | None, choose: Choose) -> str:
+    """The required files that are not in the cache, as `choose` names them. Makes no request."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        names = names_in(Path(snapshot_download(repository, revision=revision, local_files_only=True)))
+    except Exception:  # nothing of it is in the cache
+        names = []
+    try:
+        choose(names)
+    except WeightsError as error:
+        return str(error).rpartition("missing: ")[2]
+    return ""
 
 
 def names_in(folder: Path) -> list[str]:
@@ -103,8 +120,8 @@ def _download(repository: str, revision: str | None, wanted: Sequence[str]) -> P
         ) from error
 
 
-def _refusal(repository: str, revision: str | None, error: Exception) -> str:
-    """The message to the user for an error of the hub client."""
+def _refusal(repository: str, revision: str | None, error: Exception, missing: str = "") -> str:
+    """The message to the user for an error of the hub client; `missing` names files."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
@@ -121,8 +138,7 @@ def _refusal(repository: str, revision: str | None, error: Exception) -> str:
         )
     if _is_missing_revision(error):
         return f"'{repository}' has no revision '{revision}'; {_revisions(repository)}"
-    at = f"'{repository}'" if revision is None else f"'{repository}' at revision {revision}"
-    return _no_answer(at, constants.ENDPOINT, constants.HF_HUB_CACHE, error)
+    return _no_answer(repository, revision, error, missing)
 
 
 def _gated(repository: str, page: str, status: int | None) -> str:
@@ -137,8 +153,11 @@ def _gated(repository: str, page: str, status: int | None) -> str:
     )
 
 
-def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
-    status = _status(error)
+def _no_answer(repository: str, revision: str | None, error: Exception, missing: str) -> str:
+    from huggingface_hub import constants
+
+    status, endpoint = _status(error), constants.ENDPOINT
+    what = f"'{repository}'" if revision is None else f"'{repository}' at revision {revision}"
     if status in (401, 403):
         return f"{endpoint} refuses HF_TOKEN ({status}) for {what}; set it to a valid token, or unset it"
     if type(error).__name__ == "OfflineModeIsEnabled":
@@ -147,9 +166,12 @@ def _no_answer(what: str, endpoint: str, cache: str, error: Exception) -> str:
         reason = (
             f"cannot be reached ({type(error).__name__})" if status is None else f"answers with error {status}"
         )
+    files = f" (missing: {missing})" if missing else ""
+    at = "" if revision is None else f" --revision {revision}"
     return (
-        f"{what} is not in the cache {cache}, and {endpoint} {reason}; connect to the network once, "
-        "set HF_HUB_CACHE to a cache that holds it, or give a local path"
+        f"{what} is not in the cache {constants.HF_HUB_CACHE}{files}, and {endpoint} {reason}; connect to the "
+        f"network once, or run 'hf download {repository}{at}' on another machine and copy the folder "
+        f"models--{repository.replace('/', '--')} of its cache here, or give a local path"
     )
 
 

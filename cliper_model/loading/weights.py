@@ -211,12 +211,12 @@ def pin(config: CLIPerConfig) -> CLIPerConfig:
     Files that are not in the cache are downloaded. Raises WeightsError.
     """
     backbone, fgc, dino = config.backbone, config.fgc, config.dino
-    if (commit := resolve_backbone(backbone).commit) is not None:
-        backbone = backbone.model_copy(update={"revision": commit})
-    if fgc is not None:
+    if fgc is not None:  # the backbone comes last: open_clip takes seconds to import
         found = resolve_diffusion(fgc)
         commits = {"revision": found.commit, "vae_revision": found.vae_commit}
         fgc = fgc.model_copy(update={name: commit for name, commit in commits.items() if commit is not None})
     if dino is not None and (commit := resolve_pretrained(dino.model, dino.revision, "dino.model").commit):
         dino = dino.model_copy(update={"revision": commit})
+    if (commit := resolve_backbone(backbone).commit) is not None:
+        backbone = backbone.model_copy(update={"revision": commit})
     return config.model_copy(update={"backbone": backbone, "fgc": fgc, "dino": dino})

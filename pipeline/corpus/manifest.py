@@ -7,6 +7,7 @@ manifest/index.json            written last: the manifest counts only when it is
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.config import ActorRange, JobConfig, ShardConfig
 from cliper.pipeline.corpus.cut import cut_shards
 from cliper.pipeline.corpus.ids import IdHashes, id_hashes
 from cliper.pipeline.corpus.left_out import LeftOut
@@ -30,6 +31,8 @@ from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter,
 
 SHARDS_PER_PART = 1000
 AHEAD = 16  # files of a manifest that are written at the same time, at most
+SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
+SHARDS_PER_ACTOR = 4
 
 SCHEMA = ENTRIES.append(pa.field("shard", pa.int32(), nullable=False))
 
@@ -246,6 +249,30 @@ def open_part(storage: Storage, run_uri: str, part: Part, whole: bool = False) -
     except (DamagedFileError, pa.ArrowException, OSError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RunError(f"{place} is damaged ({reason}); {_RESTORE}") from error
+
+
+def fitting_shards(config: JobConfig, tables: Iterator[pa.Table]) -> tuple[ShardConfig, Iterator[pa.Table]]:
+    """Limits that cut few images into enough shards for all actors, and the same tables.
+
+    A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
+    configuration names `shard.images`.
+    """
+    limits, actors = config.shard, config.resources.actors
+    most = actors.max if isinstance(actors, ActorRange) else actors or 0
+    wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
+    first: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        first.append(table)
+        rows += len(table)
+        if rows >= wanted * limits.images:
+            break
+    tables = itertools.chain(first, tables)
+    grouped = any(table.column("group").null_count < len(table) for table in first)
+    if "images" in limits.model_fields_set or grouped:
+        return limits, tables
+    images = max(config.batch_size, math.ceil(rows / wanted))
+    return limits.model_copy(update={"images": min(limits.images, images)}), tables
 
 
 def write_part(part: Part, table: pa.Table, storage: Storage, run_uri: str) -> Part:

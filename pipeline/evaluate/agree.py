@@ -13,7 +13,7 @@ Counts are integers per image and are added, so a result does not depend on shar
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,10 @@ import pyarrow.compute as pc
 
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.counts import counts_file, write_counts
-from cliper.pipeline.evaluate.evaluation import check_summary, counted_shards, read_counts_file
+from cliper.pipeline.evaluate.evaluation import count_shards, counted_shards, read_counts_file
 from cliper.pipeline.evaluate.metrics import Ints, confusion_totals, image_confusion, image_totals, ratio
 from cliper.pipeline.evaluate.results import percent
+from cliper.pipeline.parallel import Workers
 from cliper.pipeline.report.agreements import add_summary
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
@@ -143,21 +144,9 @@ def open_agreement(runs: Sequence[Run]) -> Agreement:
     return Agreement(tuple(runs), folder)
 
 
-def count_agreement(
-    agreement: Agreement, over: Callable[..., Iterator[dict[str, Any]]] | None = None
-) -> Iterator[dict[str, Any]]:
-    """Count the pending shards; yields {shard, counted} after each commit.
-
-    `over` runs tasks on Ray (`flow.over_tasks`); without it they run in this process. Raises EvaluationError.
-    """
-    shards = agreement.uncounted_shards()
-    if over is not None and shards:
-        for summary in over([{"shard": shard} for shard in shards], agreement.stage):
-            yield check_summary(summary)
-        return
-    for shard in shards:
-        [summary] = agreement.stage(pa.table({"shard": [shard]})).to_pylist()
-        yield check_summary(summary)
+def count_agreement(agreement: Agreement, workers: Workers = 1) -> Iterator[dict[str, Any]]:
+    """Count the pending shards; yields {shard, counted} after each commit. Raises EvaluationError."""
+    yield from count_shards(agreement.stage, agreement.uncounted_shards(), workers)
 
 
 @dataclass(frozen=True)

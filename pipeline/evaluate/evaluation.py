@@ -9,7 +9,7 @@ Counts are added as integers over images in the order of their ids, so a result 
 shards, actors or attempts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -147,17 +147,27 @@ def _quoted(names: Sequence[str], k: int) -> str:
     return f"'{names[k]}'" if k < len(names) else "absent"
 
 
-def count_stored(evaluation: Evaluation, shards: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Count labeled shards on Ray Data; yields {shard, counted} after each commit, in any order.
+def count_stored(evaluation: Evaluation, shards: Sequence[int], workers: Workers = 1) -> Iterator[dict[str, Any]]:
+    """Count labeled shards; yields {shard, counted} after each commit.
 
     Raises EvaluationError for the first shard that cannot be counted; committed counts are kept.
     """
-    if not shards:
-        return
-    from cliper.pipeline.flow import over_tasks
+    if shards:  # the counter holds the benchmark's index
+        yield from count_shards(evaluation.counter().stage, shards, workers)
 
-    for summary in over_tasks([{"shard": shard} for shard in shards], evaluation.counter().stage):
-        yield check_summary(summary)
+
+def count_shards(
+    stage: Callable[[pa.Table], pa.Table], shards: Sequence[int], workers: Workers
+) -> Iterator[dict[str, Any]]:
+    """Run a counting stage (see write_counts) on every shard; yields its summaries, checked, in order."""
+    with crew(workers, most=len(shards) // 2) as counters:
+        for summary in counters.map(partial(_count_shard, stage), shards):
+            yield check_summary(summary)
+
+
+def _count_shard(stage: Callable[[pa.Table], pa.Table], shard: int) -> dict[str, Any]:
+    [summary] = stage(pa.table({"shard": [shard]})).to_pylist()
+    return dict(summary)
 
 
 def check_summary(summary: dict[str, Any]) -> dict[str, Any]:

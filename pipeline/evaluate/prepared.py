@@ -68,7 +68,7 @@ def open_prepared(uri: str, storage: Storage) -> Prepared:
     except FileNotFoundError as error:
         raise DatasetError(
             f"{uri} holds no prepared benchmark (dataset.json); "
-            f"run 'cliper prepare BENCHMARK --root DIR --out {uri}'"
+            f"run 'cliper prepare BENCHMARK --root DIR --output {uri}'"
         ) from error
     except ValueError as error:
         raise _damaged(uri) from error

@@ -145,7 +145,7 @@ def describe_cliper(config: JobConfig) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """A segmenter of cliper.model, as the functions of a SegmenterKind.
+    """A segmenter of cliper.model.networks, as the functions of a SegmenterKind.
 
     Module `home` has `load(model, classes, device, dtype, batch_size)`, `identity(model)` and `pin(model)`, where
     `model` are the settings. It is imported when it is needed.
@@ -178,7 +178,7 @@ class Network:
         return f"{self.title} {getattr(config.model, 'model', '')}".strip()
 
     def _module(self) -> Any:
-        return import_module(f"cliper.model.{self.home}")
+        return import_module(f"cliper.model.networks.{self.home}")
 
 
 def member_of(config: JobConfig, segmenter: str, model: Mapping[str, Any]) -> tuple[SegmenterKind, JobConfig]:

@@ -13,17 +13,18 @@ Rows of finished shards are touched only where `relabel` asks for it. A driver h
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.compare import Comparison, Difference, Known, new_entries
 from cliper.pipeline.corpus.ids import IdHashes
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import (
     Manifest,
     Part,
+    fitting_shards,
     read_part,
     refuse_collisions,
     write_index,
@@ -86,7 +87,7 @@ def extend_run(
     run: Run,
     manifest: Manifest,
     listed: Iterable[Entry],
-    limits: ShardConfig,
+    config: JobConfig,
     left_out: LeftOut,
     relabel: Collection[str] = (),
     on_progress: Callable[[int], None] = lambda count: None,
@@ -98,7 +99,7 @@ def extend_run(
     known = Known(run.storage, run.uri, manifest)
     found = Comparison(manifest.images)
     try:
-        new = _write_new(run, manifest, new_entries(known, listed, found), limits, on_progress)
+        new = _write_new(run, manifest, new_entries(known, listed, found), config, on_progress)
     except InputError:
         _remove_unnamed(run, manifest)
         raise
@@ -116,13 +117,13 @@ def extend_run(
 def _write_new(
     run: Run,
     manifest: Manifest,
-    entries: Iterable[Entry],
-    limits: ShardConfig,
+    entries: Iterator[Entry],
+    config: JobConfig,
     on_progress: Callable[[int], None],
 ) -> list[Part]:
     """Write the new shards. Raises InputError for two images of one id."""
     with IdHashes() as ids, crew(1) as team:
-        tables = tables_of(entries)
+        limits, tables = fitting_shards(config, tables_of(entries))
         new = write_parts(tables, manifest.parts, run.storage, run.uri, limits, team, ids, on_progress)
         if new:
             refuse_collisions(ids, Manifest([*manifest.parts, *new]), run.storage, run.uri)

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
-from cliper.pipeline.storage.direct import DirectS3, direct_s3
+from cliper.pipeline.storage.direct import DirectS3, bare_tag, direct_s3, tagged
 from cliper.pipeline.storage.listing import Span, glob_s3, list_s3, list_span, spans_s3
-from cliper.pipeline.storage.local import read_local, too_large
+from cliper.pipeline.storage.local import created_local, read_local, too_large, write_local
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
@@ -108,19 +107,33 @@ class Storage:
 
     def tag(self, uri: str) -> str:
         """Return an object's ETag without its quotes, "" if the store has none. Raises as `operate` does."""
-        options = {"refresh": True} if uri.startswith("s3://") else {}
-        found = self.operate(uri, lambda filesystem, path: filesystem.info(path, **options))
-        return str(found.get("ETag", "")).strip('"')
+        cached = uri.startswith("s3://")  # by s3fs
+
+        def ask(client: Any, path: str) -> Any:
+            return (
+                client.info(path, refresh=True)
+                if cached and not isinstance(client, DirectS3)
+                else client.info(path)
+            )
+
+        return bare_tag(str(self.operate(uri, ask).get("ETag") or ""))
 
     def read_many(
-        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40
+        self,
+        uris: Sequence[str],
+        ranges: Sequence[tuple[int, int] | None],
+        most: int = 2**40,
+        tags: Sequence[str | None] = (),
     ) -> list[bytes | Exception]:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
         An object that cannot be read, or has more than `most` bytes, is its exception in the result; the others
-        are not affected. Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of
-        several objects: that is not the objects' fault, and the run can go on from here another time. Web hosts
-        are not one store: an object of a dead host is its exception, after a bounded time.
+        are not affected. `tags`: the ETags that objects had, without quotes; one read whole that has another is
+        OtherTagError, which may be wrong where s3fs reads and ETags are no MD5.
+
+        Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of several objects:
+        that is not the objects' fault, and the run can go on from here another time. Web hosts are not one store:
+        an object of a dead host is its exception, after a bounded time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[str, list[int]] = {}
@@ -129,22 +142,28 @@ class Storage:
             by_backend.setdefault("" if is_local(uri) else scheme.replace("https", "http"), []).append(i)
         for scheme, members in by_backend.items():
             wanted = [uris[i] for i in members], [ranges[i] for i in members]
-            for i, data in zip(members, self._read_from(scheme, *wanted, most), strict=True):
+            known = [tags[i] for i in members] if any(tags) else []
+            for i, data in zip(members, self._read_from(scheme, *wanted, most, known), strict=True):
                 results[i] = data
         return results
 
     def _read_from(
-        self, scheme: str, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int
+        self,
+        scheme: str,
+        uris: Sequence[str],
+        ranges: Sequence[tuple[int, int] | None],
+        most: int,
+        tags: Sequence[str | None],
     ) -> list[bytes | Exception]:
         if not scheme:
             return read_local(uris, ranges, most)
         if scheme == "http":
             return read_web(uris, ranges, most, self.options)
-        found = self._read_together(uris, ranges)
+        found = self._read_together(uris, ranges, tags)
         return [too_large(None, most) if isinstance(data, bytes) and len(data) > most else data for data in found]
 
     def _read_together(
-        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
+        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], tags: Sequence[str | None]
     ) -> list[bytes | Exception]:
         try:
             clients = [self.objects(uri) for uri in uris]
@@ -157,7 +176,13 @@ class Storage:
             found: dict[int, bytes | Exception] = {}
             for client, members in _by_client(places, clients):
                 wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]
-                found.update(zip(members, client.cat_ranges(*wanted, on_error="return"), strict=True))
+                known = [tags[i] for i in members] if tags else []
+                read: Sequence[bytes | Exception]
+                if isinstance(client, DirectS3):
+                    read = client.cat_ranges(*wanted, tags=known)
+                else:
+                    read = tagged(client.cat_ranges(*wanted, on_error="return"), known)
+                found.update(zip(members, read, strict=True))
             return [_empty_if_out_of_range(found[i], starts[i]) for i in places]
 
         results = fetch_with_retries(fetch, len(uris))
@@ -178,7 +203,7 @@ class Storage:
 
         def put(filesystem: Any, path: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
-                _write_local(Path(path), data)
+                write_local(Path(path), data)
             else:
                 filesystem.pipe_file(path, data)
 
@@ -214,7 +239,7 @@ class Storage:
         filesystem, path = self.filesystem(uri)
         if isinstance(filesystem, LocalFileSystem):
             try:
-                with _created_local(Path(path)) as handle:
+                with created_local(Path(path)) as handle:
                     yield handle
             except OSError as error:
                 raise refusal(uri, error) from error
@@ -451,31 +476,6 @@ def explain(error: Exception) -> str:
     }
     hint = hints.get(type(error).__name__)
     return f"{type(error).__name__}: {reason}" + (f"; {hint}" if hint else "")
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    with _created_local(path) as handle:
-        handle.write(data)
-
-
-@contextmanager
-def _created_local(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:

@@ -39,13 +39,13 @@ def test_differences_are_named_by_kind(run: Run, tmp_path: Path) -> None:
     images[1].write_bytes(images[1].read_bytes() + b"!")
     images[2].write_bytes(jpeg(2, (32, 32)).ljust(len(images[2].read_bytes()), b"\0")[: images[2].stat().st_size])
     os.utime(images[3], ns=(1, 1))
-    result = verify(run, "--source", "all", "--json", str(tmp_path / "report.json"))
+    result = verify(run, "--source", "all", "--json")
     assert result.exit_code == 1
     assert "source    16 images compared, 3 of them differ" in result.output
     assert "  missing: 1, for example part0/photo-00000.jpg" in result.output
     assert "  changed: 2, for example part0/photo-00007.jpg" in result.output
     assert "  another modification time, else the same: 1" in result.output
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads(result.stdout)
     assert report["whole"]
     assert report["source"] == {"checked": 16, "touched": 1, "missing": 1, "changed": 2}
 

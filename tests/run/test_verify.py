@@ -210,9 +210,9 @@ def test_the_command_prints_the_problems(run: Run, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["verify", run.uri, "--workers", "1"])
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "whole     yes")
     file_of(run, 4).unlink()
-    done = CliRunner().invoke(app, ["verify", run.uri, "--workers", "1", "--json", str(tmp_path / "r.json")])
+    done = CliRunner().invoke(app, ["verify", run.uri, "--workers", "1", "--json"])
     assert done.exit_code == 1
-    assert "unfinished             1  shards without a file" in done.stdout
-    report = json.loads((tmp_path / "r.json").read_text())
+    assert "unfinished             1  shards without a file" in done.stderr
+    report = json.loads(done.stdout)
     assert (report["whole"], report["missing"], report["unfinished"]) == (False, 8, 1)
     assert KINDS.keys() <= report.keys()

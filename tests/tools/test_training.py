@@ -13,7 +13,18 @@ SMALL = ["--scenes", "6", "--steps", "2", "--batch", "3", "--fused-steps", "2", 
 
 
 def train(monkeypatch: pytest.MonkeyPatch, out: Path, cache: Path) -> dict[str, torch.Tensor]:
-    options = ["--out", str(out), "--cache", str(cache), "--workers", "1", "--save-every", "1", "--device", "cpu"]
+    options = [
+        "--output",
+        str(out),
+        "--cache",
+        str(cache),
+        "--workers",
+        "1",
+        "--save-every",
+        "1",
+        "--device",
+        "cpu",
+    ]
     monkeypatch.setattr(sys, "argv", ["train_clip", *options, *SMALL])
     train_clip.main()
     return load_file(out / "open_clip_model.safetensors")

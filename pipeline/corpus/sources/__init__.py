@@ -21,6 +21,7 @@ from cliper.pipeline.corpus.sources.files import Found, cut, find, find_in
 from cliper.pipeline.corpus.sources.images import list_images
 from cliper.pipeline.corpus.sources.lists import LISTS, list_uris
 from cliper.pipeline.corpus.sources.parquet import list_parquet_images
+from cliper.pipeline.corpus.sources.refused import refusal, saved_dataset
 from cliper.pipeline.corpus.sources.tables import ENTRIES, packed, tables_of, unpacked
 from cliper.pipeline.corpus.sources.tars import list_tars
 from cliper.pipeline.errors import InputError
@@ -36,17 +37,6 @@ SOURCES: dict[str, Callable[[Storage, Iterable[Found], InputConfig, LeftOut], It
     "parquet": list_parquet_images,
     "tar": list_tars,
 }
-
-_UNPACK = "its members cannot be read by byte range; unpack it to an uncompressed .tar, or to a folder"
-_ARROW = "convert it: datasets.load_from_disk(FOLDER).to_parquet(FILE), then --format parquet"
-_REFUSED = {
-    **dict.fromkeys((".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip"), _UNPACK),
-    **dict.fromkeys((".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _UNPACK),
-    **dict.fromkeys((".arrow", ".feather"), _ARROW),
-    **dict.fromkeys((".tfrecord", ".tfrecords", ".lmdb", ".mdb", ".h5", ".hdf5", ".npz", ".beton", ".mds"), (
-        "no reader for it; write its images to a folder, a .tar, or Parquet with a column of bytes"
-    )),
-}  # fmt: skip
 
 
 def list_entries(
@@ -175,6 +165,9 @@ def _input_errors(uri: str) -> Iterator[None]:
 
 
 def _place(storage: Storage, uri: str) -> str:
+    """The one form of an input's URI. Raises InputError for an empty one."""
+    if not uri.strip():
+        raise InputError("the input is empty; name a folder, file, glob or URI (--input)")
     uri = absolute(uri)
     return storage.filesystem(uri)[1] if is_local(uri) else uri
 
@@ -195,16 +188,18 @@ def detect_format(uri: str) -> str:
         return "list"
     if name.endswith(".tar"):
         return "tar"
-    refused = next((suffix for suffix in sorted(_REFUSED, key=len, reverse=True) if name.endswith(suffix)), None)
-    if refused is not None:
-        raise InputError(f"{uri}: {refused} is not read: {_REFUSED[refused]}")
+    if (reason := refusal(uri)) is not None:
+        raise InputError(reason)
     return "images"
 
 
 def no_images(uri: str, left_out: LeftOut) -> InputError:
     """The error of a corpus without images, with what was left out and why."""
-    left = "; ".join(line.removeprefix("left out  ") for line in left_out.lines())
-    found = f". In it, left out: {left}" if left else ""
+    if (saved := saved_dataset(uri)) is not None:
+        return InputError(f"no images found in {uri}: {saved}")
+    left = [line.removeprefix("left out  ") for line in left_out.lines() if line.startswith("left out")]
+    found = f". In it, left out: {'; '.join(left)}" if left else ""
+    found += "".join(f". {note}" for note in left_out.notes)
     hint = "check the path, or name its form (--format images, list, parquet or tar)"
     name = posixpath.basename(uri.rstrip("/"))
     deeper = "; '*' does not look into folders, '**' does" if "*" in name and "**" not in uri else ""

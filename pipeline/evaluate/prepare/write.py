@@ -52,7 +52,7 @@ def prepare(
     found = list(dataset.samples(root, form))
     _check_count(dataset, form, len(found), root, allow_partial)
     if storage.exists(join(out, "dataset.json")):
-        raise DatasetError(f"{out} holds a prepared data set already; remove it or choose another --out")
+        raise DatasetError(f"{out} holds a prepared data set already; remove it or choose another --output")
     writer = _Writer(out, storage, classes, dataset.ignore_labels, copy_images)
     rows, digests = writer.write_all(found, on_progress)
     content = {
