@@ -2,7 +2,7 @@
 
     python -m benchmarks.listing [--keys 1000000] [--only keys] [--workers ray]
 
-One million keys in 300 prefixes of a server that only lists, in a process of its own (a store of files would
+One million keys in 300 prefixes of a server that only lists, in another process (a store of files would
 measure its own directory walk); 200 tars and 200 Parquet files, local and on an S3 server in this process. Every
 answer of a server takes 20 ms, as that of a store at some distance. With --workers ray, the tasks of a Ray on this
 machine list, and the processor time is that of the driver and, behind the plus, of the tasks. Prints a Markdown
@@ -71,7 +71,7 @@ def _result(entries: str, more: str) -> str:
 
 @contextmanager
 def listing_server(keys: int) -> Iterator[tuple[str, Any]]:
-    """Serve in a process of its own; yields the endpoint, and (requests, bytes) as a shared array."""
+    """Serve in another process; yields the endpoint, and (requests, bytes) as a shared array."""
     counts, port = multiprocessing.Array("q", 2), multiprocessing.Value("i", 0)
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(keys, counts, port), daemon=True)
     process.start()

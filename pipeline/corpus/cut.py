@@ -66,7 +66,7 @@ def _together(table: pa.Table) -> np.ndarray:
 
 
 def _units(together: np.ndarray, sizes: np.ndarray, limits: ShardConfig) -> tuple[np.ndarray, int]:
-    """The first rows of what stays in one shard, a row group or a single row; and that of the last group."""
+    """The first rows of the units that are not split, row groups or single rows; and that of the last group."""
     starts = np.flatnonzero(~together)
     counts = np.diff(starts, append=len(sizes))
     large = counts > LARGE_GROUP * limits.images

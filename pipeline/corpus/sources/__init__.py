@@ -55,7 +55,7 @@ def list_entries(
 def list_tables(
     storage: Storage, uri: str, config: InputConfig, left_out: LeftOut, team: Crew
 ) -> Iterator[pa.Table]:
-    """Yield what `list_entries` yields as tables of ENTRIES, listed by a crew. Raises as it does.
+    """Yield the entries of `list_entries` as tables of ENTRIES, listed by a crew. Raises as it does.
 
     A list of URIs is read by this process. Memory: the names in one piece, compressed, for each call of the crew.
     """
@@ -85,7 +85,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Listed:
-    """The entries of a piece, packed; `rest`: what is left of a piece of more than MOST files."""
+    """The entries of a piece, packed; `rest`: the files behind the first MOST."""
 
     table: bytes
     left_out: LeftOut
@@ -130,14 +130,14 @@ class _Listing:
         return Listed(packed(table), left_out, rest)
 
     def whole(self, listed: Listed) -> Iterator[Listed]:
-        """A result, and what is left of its piece, which this process lists."""
+        """A result, and those of the rest of its piece, which this process lists."""
         yield listed
         while listed.rest is not None:
             listed = self(listed.rest)
             yield listed
 
     def _files(self, piece: Piece) -> tuple[Sequence[Found], Piece | None]:
-        """The first MOST files of a piece, and what is left of it."""
+        """The first MOST files of a piece, and the rest."""
         if not piece.spans:
             return piece.files, None
         files: list[Found] = []
