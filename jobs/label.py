@@ -56,7 +56,11 @@ def label(
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[
-        str, Opt(help="exact, fast (bfloat16, one map for all layers), fast-384, fast-256 (small FGC), clip-only")
+        str,
+        Opt(
+            help="exact, fast (bfloat16, one map for all layers), fast-384, fast-256 (small FGC), clip-only",
+            metavar="NAME",
+        ),
     ] = "exact",
     device: Device = None,
     actors: Actors = None,
