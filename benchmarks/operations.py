@@ -22,7 +22,7 @@ from cliper.model._libraries import diffusers, open_clip, transformers
 from cliper.model.config import FGCConfig, FusionConfig
 from cliper.model.diffusion import _AllRead, _Record
 from cliper.model.fusion import coarse_scores
-from cliper.model.sam3 import _repeated, _TextFeatures
+from cliper.model.networks.sam3 import _repeated, _TextFeatures
 from cliper.model.unet import attention_modules, wanted_layers
 
 META = torch.device("meta")

@@ -40,7 +40,7 @@ import diffusers  # noqa: E402  (after the schemas)
 import open_clip  # noqa: E402
 import transformers  # noqa: E402
 
-from cliper.model.hub import downloads_as_before  # noqa: E402
+from cliper.model.loading.hub import downloads_as_before  # noqa: E402
 
 with downloads_as_before():
     transformers.utils.logging.disable_progress_bar()  # no progress output for two small files

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cliper.model import kernels
 from cliper.model.config import BackboneConfig
 from cliper.model.errors import WeightsError
-from cliper.model.weights import Backbone, resolve_backbone
+from cliper.model.loading.weights import Backbone, resolve_backbone
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def load_backbone(config: BackboneConfig, device: torch.device, dtype: torch.dty
     plain ViT with a CLS token.
     """
     from cliper.model._libraries import open_clip
-    from cliper.model.check import check_backbone
+    from cliper.model.loading.check import check_backbone
 
     found = resolve_backbone(config)
     check_backbone(found, config.model)
@@ -47,7 +47,7 @@ def load_backbone(config: BackboneConfig, device: torch.device, dtype: torch.dty
 
 def _create(found: Backbone) -> nn.Module:
     from cliper.model._libraries import open_clip
-    from cliper.model.check import clip_settings
+    from cliper.model.loading.check import clip_settings
 
     if not found.openai:
         checkpoint = None if found.name.startswith("local-dir:") else str(found.checkpoint)
@@ -132,7 +132,7 @@ def _finish_block(block: Any, x: Tensor, attended: Tensor) -> Tensor:
 
 def _encode_on_cuda(blocks: Any, x: Tensor) -> Vision:
     """`encode` with fused attention; the summed maps are computed afterwards from every block's q and k."""
-    from cliper.model.fusion_triton import attention_sum
+    from cliper.model.kernels.fusion_triton import attention_sum
 
     heads = blocks[0].attn.num_heads
     projected = x.new_empty(len(blocks) - 1, *x.shape[:2], 3 * x.shape[2])  # [L - 1, B, N, 3C]

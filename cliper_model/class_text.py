@@ -1,8 +1,8 @@
 """The text of a class file, in any of the common forms, as one class per line.
 
-Accepted: a class per line; one line of names separated by commas, tabs or semicolons; a JSON list; a YAML list (`-
-cat`); numbered lines (`0: cat`, `1<tab>cat`) in order. Comments and trailing blank lines are ignored. Ambiguous
-text is refused.
+Accepted: a class per line; one line of names separated by commas, tabs or semicolons; a JSON list; a list
+(`- cat`, `* cat`); numbered lines (`0: cat`, `1. cat`, `1<tab>cat`) in order. Names may be in quotes. Comments and
+trailing blank lines are ignored. Ambiguous text is refused.
 """
 
 import json
@@ -11,24 +11,34 @@ from collections.abc import Sequence
 
 from cliper.model.errors import ClassListError
 
-_NUMBERED = re.compile(r"(\d+)\s*[:,\t]\s*(.*)")
+_NUMBERED = re.compile(r"(\d+)(?:\s*[:,\t]\s*|[.)]\s+)(.*)")
+_SPACED = re.compile(r"(\d+) +(.*)")  # numbered only if the numbers go up by one
+_LISTED = re.compile(r"[-*\u2022](\s|$)")
+_SYNSET = re.compile(r"n\d{8}\s")  # an id of ImageNet's
+LONGEST_NAME = 200
 _COMMENT = re.compile(r"(^|\s)#.*$")
 _QUOTED = re.compile(r"""(["'])(.*)\1""")
 
 
 def class_lines(text: str, source: str) -> list[str]:
     """Return lines for `ClassList.parse`. Raises ClassListError, which names the form that was recognized."""
+    if "\0" in text:
+        raise ClassListError(f"{source} holds null characters: it is no UTF-8 text, but UTF-16 or binary")
     if text.lstrip().startswith(("[", "{")):
         return _from_json(text, source)
     lines = [
-        _COMMENT.sub("", line).strip(" \r\v\f") for line in text.splitlines() if not line.lstrip().startswith("#")
+        _COMMENT.sub("", line).strip(" \r\v\f\u200b\ufeff")
+        for line in text.splitlines()
+        if not line.lstrip().startswith("#")
     ]
     while lines and not lines[-1].strip():
         lines.pop()
     filled = [line for line in lines if line.strip()]
-    if filled and all(re.match(r"-(\s|$)", line) for line in filled):
-        return [_unquoted(line[1:].strip()) for line in filled]
+    if filled and all(map(_LISTED.match, filled)):
+        return [_named_line(line[1:].strip(), number, source) for number, line in enumerate(filled, 1)]
     numbered = [_NUMBERED.fullmatch(line) for line in filled]
+    if _go_up(spaced := [_SPACED.fullmatch(line) for line in filled]):
+        numbered = spaced
     if filled and all(numbered):
         return _in_order([(int(m[1]), _unquoted(m[2].strip())) for m in numbered if m], source)
     if any(numbered) or any(line.startswith("- ") for line in filled):
@@ -36,8 +46,14 @@ def class_lines(text: str, source: str) -> list[str]:
             f"{source}: only some lines are numbered or begin with '- '; write one class per line"
         )
     if len(filled) == 1:
-        return _split(filled[0])
-    return [_checked(line, number, source) for number, line in enumerate(lines, 1)]
+        return [_named_line(part, 1, source) for part in _split(filled[0])]
+    return [_named_line(_checked(line, number, source), number, source) for number, line in enumerate(lines, 1)]
+
+
+def _go_up(spaced: Sequence[re.Match[str] | None]) -> bool:
+    """Whether all of several lines begin with a number, one more than in the line before; the first is 0 or 1."""
+    numbers = [int(match[1]) for match in spaced if match]
+    return len(spaced) > 1 and numbers in (list(range(len(spaced))), list(range(1, len(spaced) + 1)))
 
 
 def _split(line: str) -> list[str]:
@@ -46,6 +62,22 @@ def _split(line: str) -> list[str]:
         if separator in line and "=" not in line:
             return [part.strip() for part in line.split(separator) if part.strip()]
     return [line]
+
+
+def _named_line(line: str, number: int, source: str) -> str:
+    """A line without quotes around the name. Raises ClassListError for one that is of another kind of file."""
+    line = _unquoted(line.strip())
+    name = line.partition("=")[0].strip()
+    if len(name) > LONGEST_NAME:
+        raise ClassListError(
+            f"{source}: class {number} has {len(name):,} characters, a name at most {LONGEST_NAME}: "
+            "write one class per line"
+        )
+    if any(mark in name for mark in "{}<>") or ": " in name or name.endswith(":") or _SYNSET.match(name):
+        raise ClassListError(
+            f"{source}: class {number} would be '{name}': write the name alone on its line, or 'name = word; word'"
+        )
+    return line
 
 
 def _checked(line: str, number: int, source: str) -> str:

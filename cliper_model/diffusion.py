@@ -18,12 +18,12 @@ from torch import Tensor
 
 from cliper.model import kernels
 from cliper.model._libraries import diffusers, transformers
-from cliper.model.check import check_diffusion, check_scheduler, empty_prompt
 from cliper.model.config import FGCConfig
 from cliper.model.errors import WeightsError
-from cliper.model.files import read_json
+from cliper.model.loading.check import check_diffusion, check_scheduler, empty_prompt
+from cliper.model.loading.files import read_json
+from cliper.model.loading.weights import Diffusion, resolve_diffusion
 from cliper.model.unet import attention_modules, wanted_layers
-from cliper.model.weights import Diffusion, resolve_diffusion
 
 LATENT_FACTOR = 8  # pixels per latent, in every Stable Diffusion VAE
 
@@ -121,7 +121,7 @@ class DiffusionAttention:
     def attention(self, pixels: Tensor, noise: Tensor) -> list[QueryKey]:
         """Pixels [B, 3, R, R] in [-1, 1] and standard normal noise [B, 4, R/8, R/8] to one QueryKey per layer.
 
-        With the CUDA fast paths (see kernels.py) the step is recorded once per batch size and replayed: the
+        With the CUDA fast paths (see kernels/) the step is recorded once per batch size and replayed: the
         results are overwritten by the next call.
         """
         if self.device.type != "cuda" or not kernels.asked_for():

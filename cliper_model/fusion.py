@@ -42,7 +42,7 @@ def sinkhorn_rounds(attention: Tensor, rounds: int) -> Iterator[Scaling]:
     Every round is a diagonal scaling of the first matrix, so a round is two products of it with a vector.
     """
     if kernels.available(attention[..., :64]):
-        from cliper.model import fusion_triton
+        from cliper.model.kernels import fusion_triton
 
         for vectors in fusion_triton.sinkhorn_vectors(attention, rounds):
             yield Scaling(*vectors)
@@ -82,7 +82,7 @@ def spread_values(attention: Tensor, scaling: Scaling, value: Tensor) -> Tensor:
 
 
 def _spread_on_cuda(attention: Tensor, scaling: Scaling, value: Tensor) -> Tensor:
-    from cliper.model import fusion_triton
+    from cliper.model.kernels import fusion_triton
 
     if len(value) == 1:
         vectors = (scaling.row, scaling.column, scaling.mean)

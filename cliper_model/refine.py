@@ -88,7 +88,7 @@ def head_operator(layers: Sequence[QueryKey], threshold: float) -> HeadOperator:
     if layers[0].query.device.type == "cpu":
         return _streamed(layers, threshold)
     if all(kernels.available(layer.query) for layer in layers):
-        from cliper.model.refine_triton import HeadMaps
+        from cliper.model.kernels.refine_triton import HeadMaps
 
         return HeadMaps(layers, threshold)
     return _plain(layers, threshold)

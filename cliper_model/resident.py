@@ -8,8 +8,8 @@ from cliper.model.backbone import load_backbone
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, PromptConfig
 from cliper.model.diffusion import DiffusionAttention
-from cliper.model.dino import Dino
 from cliper.model.errors import ConfigError
+from cliper.model.networks.dino import Dino
 from cliper.model.prompts import TextVectors, embed_classes
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
 

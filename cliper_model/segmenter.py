@@ -19,10 +19,10 @@ from cliper.model.backbone import load_backbone, patch_size
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, LabelConfig
 from cliper.model.diffusion import DiffusionAttention, QueryKey
-from cliper.model.dino import Dino, spread
 from cliper.model.errors import ConfigError
 from cliper.model.fusion import Proxy, combine_layers, layer_scores
 from cliper.model.labels import Segmentation, presence_scores, segment_scores
+from cliper.model.networks.dino import Dino, spread
 from cliper.model.prompts import embed_classes
 from cliper.model.refine import refine
 

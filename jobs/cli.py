@@ -29,6 +29,7 @@ COMMANDS = {
     "retry": "Label the failed images of RUN again and replace their rows.",
     "export": "Write the masks of RUN to OUTPUT in another tool's format.",
     "report": "Write a self-contained HTML page on RUN.",
+    "view": "Open a page with all images of RUN: filter, sort and enlarge them.",
     "serve": "Open a page to try classes and thresholds on single images.",
     "review": "Export the masks that most need review to Label Studio, and import the corrections.",
 }
@@ -60,11 +61,13 @@ class Commands(TyperGroup):
 
 def load(name: str) -> Any:
     """Import a command of COMMANDS: the function or group of that name in its module."""
+    from cliper.jobs.options import ungrouped
+
     command = getattr(import_module(f"cliper.jobs.{name}"), name)
     if isinstance(command, typer.Typer):
         return unbroken(get_command(command))
     alone = typer.Typer(add_completion=False)
-    alone.command(name, context_settings=SETTINGS)(command)
+    alone.command(name, context_settings=SETTINGS)(ungrouped(command))
     return unbroken(get_command(alone))
 
 

@@ -6,16 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cliper.jobs.common import (
-    AcceleratorType,
-    Actors,
-    ActorsPerGpu,
-    CpusPerActor,
-    Device,
-    Resources,
-    WaitForResources,
-    parse_duration,
-)
 from cliper.jobs.evaluations import (
     Options,
     evaluate_all,
@@ -25,15 +15,15 @@ from cliper.jobs.evaluations import (
     run_sweep,
 )
 from cliper.jobs.leaderboard import evaluate_segmenters
+from cliper.jobs.options import Resources, Verbose
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import parse_yaml
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
-from cliper.pipeline.evaluate.compare import compare, matching
+from cliper.pipeline.evaluate.compare import compare, matching, to_html, to_markdown
 from cliper.pipeline.evaluate.results import Results, figures, heading
-from cliper.pipeline.extras import require
 from cliper.pipeline.storage.backend import Storage
 
 Opt = typer.Option
@@ -49,7 +39,7 @@ class Mode:
 
 # By the option that asks for it; without any of them, a benchmark is labeled and scored.
 MODES = {
-    "--compare": Mode(()),
+    "--compare": Mode((), ("--output",)),
     "--all": Mode(
         ("--data", "--output"),
         ("--only", "--segmenter", "--protocol", "--count-failed", "--shard-images", "--batch-size"),
@@ -63,6 +53,7 @@ MODES = {
 
 
 def evaluate(
+    *,
     benchmark: Annotated[
         str | None,
         typer.Argument(
@@ -73,7 +64,11 @@ def evaluate(
         str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
     ] = None,
     output: Annotated[
-        str | None, Opt(help="Run folder; with --all, the parent folder of all run folders", metavar="URI")
+        str | None,
+        Opt(
+            help="Run folder; with --all, the parent of all run folders; with --compare, an HTML file",
+            metavar="URI",
+        ),
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
     variant: Annotated[
@@ -82,7 +77,7 @@ def evaluate(
     protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg", metavar="NAME")] = None,
     sweep: Annotated[
         list[str] | None,
-        Opt(help="Thresholds to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
+        Opt(help="Settings to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),
     ] = None,
     everything: Annotated[bool, Opt("--all", help="Evaluate every shipped config and variant: the table")] = False,
     only: Annotated[
@@ -96,17 +91,12 @@ def evaluate(
         tuple[str, str] | None, Opt("--compare", help="Compare two evaluated runs", metavar="A B")
     ] = None,
     count_failed: Annotated[bool, Opt("--count-failed", help="Count images without a mask as wrong")] = False,
-    device: Device = None,
-    actors: Actors = None,
-    actors_per_gpu: ActorsPerGpu = None,
-    cpus_per_actor: CpusPerActor = None,
-    accelerator_type: AcceleratorType = None,
-    wait_for_resources: WaitForResources = "0",
+    resources: Resources,
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     shard_images: Annotated[int | None, Opt(min=1, help="Images per shard; part of the run's identity")] = None,
     workers: WorkersOption = None,
     storage_option: StorageOption = None,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure masks against a benchmark's ground truth: mIoU and other metrics.
 
@@ -120,20 +110,22 @@ def evaluate(
     }  # fmt: skip
     mode = find_mode(asked)
     storage = Storage(parse_options(storage_option or []))
-    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
-    with clean_stop(output or run or "it"), ray_session(verbose, parse_duration(wait_for_resources)) as session:
+    with clean_stop(output or run or "it"), ray_session(verbose, resources.wait) as session:
         options = Options(storage, resources, session, batch_size, shard_images, count_failed, workers)
         _do(mode, asked, options)
 
 
 def _do(mode: str, asked: Mapping[str, Any], options: Options) -> None:
     """Evaluate in this mode and print the outcome."""
-    require("evaluate", "cliper evaluate", "matplotlib")
     config = None if asked["BENCHMARK"] is None else load_benchmark(asked["BENCHMARK"])
     data, output, variant = asked["--data"], asked["--output"], asked["--variant"]
     if mode == "--compare":
         first, second = asked["--compare"]
-        print(compare(*matching(first, second, options.storage), options.storage)[1])
+        comparison = compare(*matching(first, second, options.storage), options.storage)
+        print(to_markdown(comparison))
+        if output is not None:
+            options.storage.write(output, to_html(comparison).encode())
+            print(f"report    {output}")
     elif mode == "--all" and asked["--segmenter"]:
         names = [name.strip() for name in asked["--segmenter"].split(",") if name.strip()]
         protocol = find_protocol(asked["--protocol"] or "mmseg")

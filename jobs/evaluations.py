@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cliper.jobs.common import Resources, run_tasks, with_overrides
+from cliper.jobs.common import run_tasks
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
 from cliper.jobs.workers import connected
@@ -191,11 +192,10 @@ def run_sweep(
     values: Mapping[str, list[Any]],
     options: Options,
 ) -> str:
-    """Try every combination of thresholds from one pass of the networks: the results as Markdown."""
+    """Try every combination of settings: the results as Markdown."""
     from cliper.pipeline.evaluate.sweep import (
         make_grid,
         open_sweep,
-        require_scores,
         sweep_results,
         sweep_shards,
         sweep_table,
@@ -204,9 +204,9 @@ def run_sweep(
     prepared = _open_data(data, options.storage, config)
     with ExitStack() as held:
         name = variant or next(iter(config.variants))
-        make_grid(require_scores(config.job(name)), values)  # refuses before anything is written
+        make_grid(config.job(name), values)  # refuses before anything is written
         job = _open_job(config, name, prepared, output, options, held)
-        grid = make_grid(require_scores(job.config), values)
+        grid = make_grid(job.config, values)
         evaluation = open_evaluation(job.run, prepared, options.count_failed)
         folder = open_sweep(evaluation, grid)
         pool = options.session.pool(job.config.resources)

@@ -6,32 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import (
-    AcceleratorType,
-    Actors,
-    ActorsPerGpu,
-    CpusPerActor,
-    Device,
-    Resources,
-    WaitForResources,
-    execute,
-    parse_duration,
-    with_overrides,
-    with_preset,
-)
-from cliper.jobs.input_options import (
-    AnyName,
-    Exclude,
-    Format,
-    IdColumn,
-    ImageColumn,
-    Include,
-    InputOptions,
-    SkipDamaged,
-    Truncated,
-    UriColumn,
-    with_input,
-)
+from cliper.jobs.common import execute
+from cliper.jobs.options import InputOptions, Resources, Verbose, with_input, with_overrides, with_preset
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
@@ -46,6 +22,7 @@ Opt = typer.Option
 
 
 def label(
+    *,
     input: Annotated[
         str, Opt(help="Folder, glob, s3:// prefix, list (.parquet .csv .jsonl .txt) or .tar", metavar="URI")
     ],
@@ -62,12 +39,7 @@ def label(
             metavar="NAME",
         ),
     ] = "exact",
-    device: Device = None,
-    actors: Actors = None,
-    actors_per_gpu: ActorsPerGpu = None,
-    cpus_per_actor: CpusPerActor = None,
-    accelerator_type: AcceleratorType = None,
-    wait_for_resources: WaitForResources = "0",
+    resources: Resources,
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     storage_option: StorageOption = None,
     keep_heatmaps: Annotated[
@@ -81,15 +53,7 @@ def label(
             metavar="N|P%",
         ),
     ] = None,
-    format: Format = None,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    uri_column: UriColumn = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    any_name: AnyName = False,
-    truncated: Truncated = None,
-    skip_damaged: SkipDamaged = False,
+    reading: InputOptions,
     extend: Annotated[
         bool,
         Opt("--extend", help="List INPUT again: add new images to the run, report what vanished or changed"),
@@ -106,7 +70,7 @@ def label(
         bool,
         Opt("--new-run", help="If OUTPUT holds a run, write to the first free OUTPUT-2, OUTPUT-3, ... instead"),
     ] = False,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Label every image below INPUT and write masks and metadata to OUTPUT.
 
@@ -116,19 +80,14 @@ def label(
     A run keeps the list of images of its first command. --extend adds the images that are new since then.
     """
     kinds = relabel_kinds(relabel or [], extend)
-    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type, keep_heatmaps)
-    reading = InputOptions(
-        format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
-    )
-    settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size)
+    settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size, keep_heatmaps)
     settings = with_input(settings, reading)
     class_list = classes_for(classes, settings)
     limit = FailureLimit() if max_failures is None else FailureLimit.parse(max_failures)
-    wait = parse_duration(wait_for_resources)
     storage = Storage(parse_options(storage_option or []))
     if new_run:
         output = free_folder(output, storage)
-    with clean_stop(output), ray_session(verbose, wait) as session, ExitStack() as held:
+    with clean_stop(output), ray_session(verbose, resources.wait) as session, ExitStack() as held:
         print(f"classes   {describe_classes(class_list)}", flush=True)
         job = open_job(input, output, settings, class_list, storage, held, session.wants_gpu, kinds)
         execute(job, session, limit)

@@ -5,20 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import with_preset
-from cliper.jobs.input_options import (
-    AnyName,
-    Exclude,
-    Format,
-    IdColumn,
-    ImageColumn,
-    Include,
-    InputOptions,
-    SkipDamaged,
-    Truncated,
-    UriColumn,
-    with_input,
-)
+from cliper.jobs.options import InputOptions, with_input, with_preset
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.corpus.left_out import LeftOut
@@ -32,6 +19,7 @@ LISTED_EVERY = 100_000
 
 
 def plan(
+    *,
     input: Annotated[str, Opt(help="As for `cliper label`", metavar="URI")],
     classes: Annotated[
         str | None, Opt(help="Class file, or a shipped list; required with real weights", metavar="FILE")
@@ -42,15 +30,7 @@ def plan(
     actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
     price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) per hour")] = None,
     seed: Annotated[int, Opt(help="Random seed of the sample")] = 0,
-    format: Format = None,
-    image_column: ImageColumn = None,
-    id_column: IdColumn = None,
-    uri_column: UriColumn = None,
-    include: Include = None,
-    exclude: Exclude = None,
-    any_name: AnyName = False,
-    truncated: Truncated = None,
-    skip_damaged: SkipDamaged = False,
+    reading: InputOptions,
     storage_option: StorageOption = None,
 ) -> None:
     """Label a sample of INPUT on this machine and estimate the whole run.
@@ -59,9 +39,6 @@ def plan(
     independent, so throughput scales with their number as long as the storage keeps up (the line `reading`
     shows the rate of one reader).
     """
-    reading = InputOptions(
-        format, image_column, id_column, uri_column, include, exclude, any_name, truncated, skip_damaged
-    )
     settings = with_input(with_preset(load_config(config), preset), reading)
     class_list = classes_for(classes, settings)
     kind, settings = chosen(settings)

@@ -34,6 +34,7 @@ class RunProgress:
         """`total` images of the run, of which earlier commands finished `done`."""
         self.total, self.before, self.images = total, done, 0
         self.failures: Counter[str] = Counter()
+        self.several = 0  # files with more than one page or frame
         self.started = time.monotonic()
         self.actors = 0  # with their model loaded
         self.phase = "starting Ray"
@@ -74,6 +75,7 @@ class RunProgress:
         """Count one committed shard; `summary` is that of write_shard."""
         self.images += summary["images"]
         self.failures.update(summary["failures"])
+        self.several += summary["several"]
         self._committed.add(summary["shard"])
         self._tell_first()
         self._show()

@@ -6,18 +6,8 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.common import (
-    AcceleratorType,
-    Actors,
-    ActorsPerGpu,
-    CpusPerActor,
-    Device,
-    Resources,
-    WaitForResources,
-    parse_duration,
-    run_tasks,
-    with_overrides,
-)
+from cliper.jobs.common import run_tasks
+from cliper.jobs.options import Resources, Verbose, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
@@ -34,19 +24,15 @@ Opt = typer.Option
 
 
 def retry(
+    *,
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     error_type: Annotated[
         list[str] | None,
         Opt(help="Only rows with this error (missing, corrupt, poison, ...); repeat for more", metavar="TYPE"),
     ] = None,
-    device: Device = None,
-    actors: Actors = None,
-    actors_per_gpu: ActorsPerGpu = None,
-    cpus_per_actor: CpusPerActor = None,
-    accelerator_type: AcceleratorType = None,
-    wait_for_resources: WaitForResources = "0",
+    resources: Resources,
     storage_option: StorageOption = None,
-    verbose: Annotated[bool, Opt("--verbose", help="Show Ray's own messages")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Label the failed images of RUN again, with the settings of the run, and replace their rows.
 
@@ -54,9 +40,7 @@ def retry(
     more attempt. After an interruption, run the same command again. Evaluation counts of the changed shards are
     removed; the next 'cliper evaluate' recounts them.
     """
-    resources = Resources(device, actors, actors_per_gpu, cpus_per_actor, accelerator_type)
-    wait = parse_duration(wait_for_resources)
-    with clean_stop(run), ray_session(verbose, wait) as session:
+    with clean_stop(run), ray_session(verbose, resources.wait) as session:
         opened = read_run(run, Storage(parse_options(storage_option or [])))
         with hold(opened.uri, opened.storage):
             job = open_stored(opened, resources)

@@ -47,6 +47,7 @@ def serve(
     from cliper.pipeline.report.preview import Previewer
 
     check_address(host, port)
+    print(f"loading   {backbone_of(settings)}", flush=True)
     page = build_page(Previewer(settings), names, pictures)
     page.launch(
         server_name=host,

@@ -3,7 +3,7 @@
 import ipaddress
 import os
 import stat
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,13 +68,22 @@ class OwnPageOnly:
 
     def allows(self, host: str | None, origin: str | None) -> bool:
         """Whether a request with these headers is one of the page's own."""
-        if host is None or not self._is_here(urlsplit(f"//{host}").hostname):
-            return False
-        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+        return is_own(host, origin, self.names)
 
-    def _is_here(self, name: str | None) -> bool:
-        try:
-            ipaddress.ip_address(name or "")
-        except ValueError:
-            return (name or "").lower() in self.names
-        return True
+
+def is_own(host: str | None, origin: str | None, names: Collection[str]) -> bool:
+    """Whether a request with these headers comes from the page of this server.
+
+    `names`: its host names in small letters; addresses need none.
+    """
+    if host is None or not _is_here(urlsplit(f"//{host}").hostname, names):
+        return False
+    return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+
+
+def _is_here(name: str | None, names: Collection[str]) -> bool:
+    try:
+        ipaddress.ip_address(name or "")
+    except ValueError:
+        return (name or "").lower() in names
+    return True

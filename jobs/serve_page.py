@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import gradio as gr
@@ -32,7 +31,6 @@ THEME = gr.themes.Default(
 MOST_PIXELS = 25_000_000  # of an image on the page: seconds of work, so that others wait no longer
 TOGETHER = 8  # requests read and rendered at the same time; the model takes them one by one
 MOST_WAITING = 64
-_model = Lock()
 CACHE_SECONDS = 3600  # uploads are deleted after this
 EMPTY = '<p class="preview-message" style="border: 0">Choose an image, name classes, and press Label.</p>'
 
@@ -56,19 +54,37 @@ def build_page(previewer: Previewer, classes: ClassList, examples: Sequence[Path
             with gr.Column(scale=2):
                 image = gr.Image(sources=["upload", "clipboard"], height=300)
                 _example_buttons(examples, image)
-                inputs = [image, *_word_inputs(settings, classes), *_switches(settings)]
+                words = _word_inputs(settings, classes)
+                *thresholds, fgc = _switches(settings)
+                inputs = [image, *words, *thresholds, fgc]
                 button = gr.Button("Label", variant="primary")
             with gr.Column(scale=3):
                 result = gr.HTML(EMPTY)
 
         uploads = [Path(page.GRADIO_CACHE)]
 
-        def run(upload: Any, *values: Any) -> str:
+        def run(upload: Any, *values: Any) -> str | None:
             return answer(previewer, upload, uploads, *values)
 
         # Without Gradio's preprocessing, which opens the image and turns it: the file itself is what counts. With
         # it, Gradio's check of the path is gone: `answer` has its own.
         button.click(run, inputs, result, preprocess=False, concurrency_limit=TOGETHER, api_name="label")
+
+        def again(upload: Any, *values: Any) -> Any:
+            return answer(previewer, upload, uploads, *values, kept=True) or gr.skip()
+
+        # Thresholds act while they are moved, on the scores of the last press; of many moves, the last one counts.
+        gr.on(
+            [threshold.change for threshold in thresholds],
+            again,
+            inputs,
+            result,
+            preprocess=False,
+            concurrency_limit=TOGETHER,
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_visibility="private",
+        )
     page.queue(max_size=MOST_WAITING)
     return page
 
@@ -132,23 +148,26 @@ def answer(
     presence: float,
     threshold: float,
     fgc: bool,
-) -> str:
+    *,
+    kept: bool = False,
+) -> str | None:
     """The result for one press of the button, or the message of what was wrong, as HTML.
 
-    `upload` is what the page sent, a dictionary with a `path` in one of the folders `uploads`. Nothing of a file
-    that is not an image goes into a message.
+    `kept`: from the scores of an earlier press alone; None if they are not kept. `upload` is what the page sent, a
+    dictionary with a `path` in one of the folders `uploads`. Nothing of a file that is not an image goes into a
+    message.
     """
     if upload is None:
-        return _message("Choose an image first.")
+        return None if kept else _message("Choose an image first.")
     path = upload.get("path") if isinstance(upload, dict) else None
     try:
         data = read_upload(path if isinstance(path, str) else "", uploads)
         if pixels_claimed(data) > MOST_PIXELS:
             raise ImageError("oversized", f"the page takes images of up to {MOST_PIXELS // 1_000_000} megapixels")
         choice = Choice(parse_classes(names), parse_words(words), presence, threshold, fgc)
-        with _model:
-            preview = previewer.label(data, Path(str(path)).name, choice)
-        return render_preview(preview)
+        find = previewer.relabel if kept else previewer.label
+        preview = find(data, Path(str(path)).name, choice)
+        return None if preview is None else render_preview(preview)
     except ImageError as error:
         return _message(f"not one of {', '.join(FORMATS)}" if error.kind == "not_an_image" else str(error))
     except CliperError as error:

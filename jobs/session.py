@@ -9,8 +9,9 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib import import_module
 from threading import Thread
 from types import FrameType
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from cliper.model.allocator import KEEP_FREED_MEMORY
 from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import ResourceError
 
@@ -68,12 +70,12 @@ class RaySession:
     def __init__(self, verbose: bool, wait: float, held: ExitStack) -> None:
         """`verbose` shows Ray's own messages; `wait` is the time in seconds to wait for free resources."""
         self.verbose, self.wait, self._held = verbose, wait, held
-        self._connected = False
+        self._connected = self._keeps_memory = False
 
     def connect(self) -> None:
         """Connect, once. Raises ResourceError with Ray's own reason if that fails."""
         if not self._connected:
-            self._held.enter_context(_connected(self.verbose))
+            self._keeps_memory = self._held.enter_context(_connected(self.verbose))
             self._connected = True
 
     def nodes(self) -> "list[Node]":
@@ -97,7 +99,7 @@ class RaySession:
         from cliper.pipeline.label.pool import describe_pool
 
         self.connect()
-        pool = wait_for_pool(wanted, self.wait, say)
+        pool = replace(wait_for_pool(wanted, self.wait, say), keeps_memory=self._keeps_memory)
         nodes = self.nodes()
         say(f"starting {describe_pool(pool, nodes)}")
         if wanted.device == "auto" and not pool.gpus_per_actor:
@@ -129,7 +131,11 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def _connected(verbose: bool) -> Iterator[None]:
+def _connected(verbose: bool) -> Iterator[bool]:
+    """Yield whether Ray's processes keep freed memory: those of a local Ray without GPUs inherit that setting.
+
+    An actor with extra environment variables cannot use a process that Ray has already started.
+    """
     with ExitStack() as held:
         address = os.environ.get("RAY_ADDRESS", "")
         say(f"connecting to Ray at {address} (RAY_ADDRESS)" if address else "starting Ray on this machine")
@@ -137,9 +143,11 @@ def _connected(verbose: bool) -> Iterator[None]:
             _check_address(address)
             _await_port(address, CONNECT_SECONDS)
         held.enter_context(contextlib.nullcontext() if verbose else _quiet())
-        _init(address, verbose)
+        kept = {} if address or _local_gpus() else KEEP_FREED_MEMORY
+        with _variables(kept):
+            _init(address, verbose)
         try:
-            yield
+            yield bool(kept)
         finally:
             import ray
 
@@ -257,6 +265,18 @@ def _environment() -> Iterator[None]:
 
 
 @contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set the environment variables that the user has not set, until the block ends."""
+    ours = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Hide Ray's Python warnings and the log lines of its C++ core, but not our own stderr.
 
@@ -270,7 +290,23 @@ def _quiet() -> Iterator[None]:
             os.dup2(nowhere.fileno(), 2)
         sys.stderr = copy
         try:
-            yield
+            with _no_messages():
+                yield
         finally:
             sys.stderr = ours
             os.dup2(terminal, 2)
+
+
+@contextmanager
+def _no_messages() -> Iterator[None]:
+    """Turn off the thread that prints errors of the cluster on stdout, e.g. of tasks that Ctrl-C has cancelled.
+
+    `log_to_driver=False` does not cover it. This is the switch that Ray's debugger uses; there is no public one.
+    """
+    from ray._private import worker
+
+    before, worker._worker_logs_enabled = worker._worker_logs_enabled, False
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before

@@ -84,6 +84,9 @@ class ResourceConfig(Settings):
 
     `device`: auto takes GPUs if the cluster has some. `accelerator_type` (Ray's name: A100, T4, ...), `custom`
     (amounts of custom resources) and `labels` choose the nodes on which actors run.
+
+    Loading the images of a shard from a remote store may take `load_seconds`, plus their bytes at `load_rate`; a
+    store that is slower counts as stalled.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -96,6 +99,8 @@ class ResourceConfig(Settings):
     threads: NonNegativeInt = 2  # decode and encode threads beside the model, per actor
     keep_heatmaps: NonNegativeInt = 0  # images of the first shard whose heat maps are written (label/heatmaps.py)
     image_seconds: PositiveFloat = 600  # an actor that is this long at each of its images hangs: it is killed
+    load_seconds: PositiveFloat = 180  # the default has room for all retries of one request
+    load_rate: PositiveFloat = 50_000  # bytes per second
 
 
 class UncheckedSettings(Settings):

@@ -41,6 +41,10 @@ T = TypeVar("T")
 # Ray requires an integer batch size for stages on GPUs. 1 passes one shard per call, however rows are grouped.
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
+# Actors in a row that may end before they have started and are replaced; by default Ray Data ends the run. On a
+# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed".
+INIT_DEATHS = 2
+
 # No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
 UNSEEN: dict[str, Any] = {"enable_task_events": False}
 
@@ -172,8 +176,10 @@ def ray_data_settings(actors: int) -> Iterator[None]:
         "target_max_block_size": 1,  # byte
         "enable_progress_bars": False,
         "raise_original_map_exception": True,
+        "max_consecutive_actor_init_deaths": INIT_DEATHS,  # unknown to Ray 2.50
         "_kv_configs": context._kv_configs | few_ahead(actors),
     }
+    ours = {name: value for name, value in ours.items() if hasattr(context, name)}
     before = {name: getattr(context, name) for name in ours}
     _configure(context, ours)
     try:

@@ -30,6 +30,7 @@ __all__ = [
 Truncated = Literal["refuse", "accept"]
 
 _ORIENTATION_TAG = 0x0112
+_LFS = b"version https://git-lfs.github.com/spec/"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = (b"iCCP", b"zTXt", b"iTXt", b"tEXt")
 
@@ -42,6 +43,7 @@ class Decoded:
     width: int  # of the file's pixel grid
     height: int
     orientation: int  # EXIF, 1 (upright) to 8
+    pages: int = 1  # pages or frames of the file, without thumbnails; one of them is in `pixels`
 
 
 def decode(data: bytes, max_pixels: int, truncated: Truncated = "refuse") -> Decoded:
@@ -71,7 +73,8 @@ def decode(data: bytes, max_pixels: int, truncated: Truncated = "refuse") -> Dec
 def _decode(data: bytes, max_pixels: int) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            page = _select_page(image, data)
+            pages = tiff.pages(data) if image.format == "TIFF" else []
+            page = _select_page(image, pages) if image.format == "TIFF" else None
             _check_size(image.size, max_pixels)
             refuse_bombs(data, image.width * image.height)
             orientation = exif_orientation(image)
@@ -79,7 +82,7 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
             # Pillow's TIFF reader turns the image as it loads and then reports orientation 1; others leave it.
             pixels = np.ascontiguousarray(upright(pixels, exif_orientation(image)))
             height, width = pixels.shape[1::-1] if orientation >= 5 else pixels.shape[:2]
-            return Decoded(pixels, width, height, orientation)
+            return Decoded(pixels, width, height, orientation, sum(not p.reduced for p in pages) or _frames(image))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -92,11 +95,17 @@ def _decode(data: bytes, max_pixels: int) -> Decoded:
         raise ImageError("corrupt", f"{type(error).__name__}: {error}") from error
 
 
-def _select_page(image: Image.Image, data: bytes) -> tiff.Page | None:
-    """Turn a TIFF to the page to read, its layout checked; None for other formats."""
-    if image.format != "TIFF":
-        return None
-    page = tiff.full_page(tiff.pages(data))
+def _frames(image: Image.Image) -> int:
+    """Frames of an animation, or pictures of an MPO; 1 if those behind the first cannot be counted."""
+    try:
+        return int(getattr(image, "n_frames", 1))
+    except Exception:  # damage behind the first frame
+        return 1
+
+
+def _select_page(image: Image.Image, pages: list[tiff.Page]) -> tiff.Page:
+    """Turn a TIFF to the page to read, its layout checked."""
+    page = tiff.full_page(pages)
     tiff.check_layout(page)
     if page.index:
         image.seek(page.index)
@@ -106,6 +115,8 @@ def _select_page(image: Image.Image, data: bytes) -> tiff.Page | None:
 def _unidentified(data: bytes) -> ImageError:
     """Classify data that Pillow could not open: an unsupported kind of image, a damaged one, or no image."""
     name = sniff(data)
+    if data.startswith(_LFS):
+        return ImageError("not_an_image", "a Git LFS pointer, not the file: git lfs pull")
     if name is None:
         return ImageError("not_an_image", f"not one of {', '.join(FORMATS)}; begins with {data[:8]!r}")
     if name == "TIFF":

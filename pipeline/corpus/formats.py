@@ -57,7 +57,9 @@ _OTHERS = {
     **dict.fromkeys((".ico", ".tga", ".pcx", ".ppm", ".pgm", ".pbm", ".jls", ".jxr"), "this format is not read"),
     ".parquet": "a Parquet file; --format parquet reads images in it, --format list URIs",
     ".tar": "an archive; --format tar reads it",
-    **dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"), "compressed; unpack it first"),
+    **dict.fromkeys((".gz", ".tgz"), "compressed; unpack: gunzip --keep FILE, then --format tar for tars"),
+    **dict.fromkeys((".bz2", ".xz", ".zst", ".7z", ".rar"), "compressed; unpack it first"),
+    ".zip": "an archive; unpack: python -m zipfile -e FILE FOLDER",
     ".arrow": "an Arrow file; convert: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
 }
 

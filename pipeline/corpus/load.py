@@ -1,24 +1,25 @@
 """The first stage: the encoded bytes of one shard. An object that cannot be read is a row with its reason."""
 
-import hashlib
 import posixpath
 import queue
-import re
 import tarfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.corpus.sources.entry import ETAG, header_stamp
+from cliper.pipeline.corpus.sources.entry import ETAG, MTIME, header_stamp
 from cliper.pipeline.errors import ImageError, StorageError
 from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local, join
-from cliper.pipeline.storage.local import too_large
+from cliper.pipeline.storage.direct import OtherTagError
+from cliper.pipeline.storage.local import local_path, too_large
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
 SCHEMA = pa.schema(
@@ -34,25 +35,52 @@ SCHEMA = pa.schema(
 
 
 MOST_BYTES = 512 << 20  # of one image file; a larger object is a failed row
-SLOWEST = 50_000  # bytes per second of one loading task: a store below it counts as stalled
-WAIT_SECONDS = 180.0  # on top: all retries of one request
 SLOW_IMAGES = 2  # that are tried alone before the store counts as too slow
 
 Fetched = list[bytes | Exception]
-_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The slowest remote store that is waited for: `seconds`, plus the bytes at `rate` (bytes per second)."""
+
+    seconds: float = 180.0
+    rate: float = 50_000.0
+
+    def seconds_for(self, files: Sequence[Entry]) -> float:
+        """The time that reading files may take, with retries; 1 MB stands for an unknown size."""
+        return self.seconds + sum(2**20 if entry.bytes is None else entry.bytes for entry in files) / self.rate
+
+    @property
+    def too_slow(self) -> str:
+        """The complaint about a store below it."""
+        return f"the store delivers less than {self.rate / 1000:g} kB/s"
 
 
 def load_entries(
-    storage: Storage, shard: int, entries: Sequence[Entry], image_column: str, most: int = MOST_BYTES
+    storage: Storage,
+    shard: int,
+    entries: Sequence[Entry],
+    image_column: str,
+    most: int = MOST_BYTES,
+    pace: Pace = Pace(),
+    dated: bool = False,
 ) -> pa.Table:
-    """Fetch every entry's bytes: a table of SCHEMA in the order of `entries`, `data` null where it failed."""
+    """Fetch every entry's bytes: a table of SCHEMA in the order of `entries`, `data` null where it failed.
+
+    `most`: bytes of one image file. `dated`: a local file with another modification time than was listed fails as
+    well; a copy of the corpus may have other times.
+    """
     fetched: dict[str, bytes | Exception] = {}
     files = [entry for entry in entries if entry.row is None]
     fetched.update({e.image_id: too_large(e.bytes, most) for e in files if (e.bytes or 0) > most})
     files = [entry for entry in files if entry.image_id not in fetched]
-    read = _read(storage, files, most)
-    fetched.update({e.image_id: _complete(e, data) for e, data in zip(files, read, strict=True)})
-    fetched.update(_other_objects(storage, files, fetched))
+    read = list(zip(files, _read(storage, files, most, pace), strict=True))
+    suspects = [entry for entry, data in read if isinstance(data, OtherTagError)]
+    fetched.update({entry.image_id: _complete(entry, data) for entry, data in read})
+    if dated:
+        fetched.update(_touched(files, fetched))
+    fetched.update(_other_objects(storage, suspects, fetched))
     fetched.update(_load_rows(storage, [e for e in entries if e.row is not None], image_column, most))
     rows = [
         {"shard": shard, "image_id": e.image_id, "uri": e.uri} | _outcome(fetched[e.image_id]) for e in entries
@@ -60,35 +88,33 @@ def load_entries(
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def _read(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
+def _read(storage: Storage, files: Sequence[Entry], most: int, pace: Pace) -> list[bytes | Exception]:
     """Fetch files, in a time that grows with their sizes; those that take longer are fetched alone once more.
 
     Raises StorageError as `read_many` does, and if the store is too slow for the first images alone as well.
     """
     if all(is_local(entry.uri) for entry in files):
         return _fetch(storage, files, most)
-    found = _within(seconds_for(files), lambda: _fetch(storage, files, most))
+    found = _within(pace.seconds_for(files), lambda: _fetch(storage, files, most))
     if found is not None:
         return found
     alone: list[bytes | Exception] = []
     for entry in files:
-        one = _within(seconds_for([entry]), partial(_fetch, storage, [entry], most))
-        alone += [ImageError("unreadable", f"{_TOO_SLOW} for this image")] if one is None else one
+        one = _within(pace.seconds_for([entry]), partial(_fetch, storage, [entry], most))
+        alone += [ImageError("unreadable", f"{pace.too_slow} for this image")] if one is None else one
         if len(alone) == min(SLOW_IMAGES, len(files)) and not any(isinstance(data, bytes) for data in alone):
-            raise StorageError(f"{entry.uri}: {_TOO_SLOW}; the same command continues when it is faster")
+            raise StorageError(f"{entry.uri}: {pace.too_slow}; the same command continues when it is faster")
     return alone
 
 
-_TOO_SLOW = f"the store delivers less than {SLOWEST // 1000} kB/s"
-
-
-def seconds_for(files: Sequence[Entry]) -> float:
-    """The time that reading these may take, their retries included; 1 MB stands for an unknown size."""
-    return WAIT_SECONDS + sum(2**20 if entry.bytes is None else entry.bytes for entry in files) / SLOWEST
-
-
 def _fetch(storage: Storage, files: Sequence[Entry], most: int) -> list[bytes | Exception]:
-    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most)
+    return storage.read_many([e.uri for e in files], [_span(e, most) for e in files], most, _tags(files))
+
+
+def _tags(files: Sequence[Entry]) -> list[str | None]:
+    """The ETags of whole objects, as they were listed."""
+    stamps = ((e.stamp or "") if e.offset is None else "" for e in files)
+    return [stamp[len(ETAG) :] if stamp.startswith(ETAG) else None for stamp in stamps]
 
 
 def _within(seconds: float, fetch: Callable[[], Fetched]) -> Fetched | None:
@@ -128,6 +154,8 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
 
     A member that the end of the tar cuts off is an error, not a shorter image.
     """
+    if isinstance(data, OtherTagError):
+        data = data.data
     if isinstance(data, Exception):
         return data
     header, body = data[: _header(entry)], data[_header(entry) :]
@@ -141,23 +169,19 @@ def _complete(entry: Entry, data: bytes | Exception) -> bytes | Exception:
 
 
 def _other_objects(
-    storage: Storage, files: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
+    storage: Storage, suspects: Sequence[Entry], fetched: Mapping[str, bytes | Exception]
 ) -> dict[str, Exception]:
-    """The objects that were replaced since they were listed, by their ETags.
+    """The objects that were replaced since they were listed, of those whose ETags seem to differ.
 
-    An ETag is the MD5 of the object, except for multipart uploads and some kinds of encryption. So one that
-    differs is looked up; the first that is still as it was listed shows that this store's are no MD5, and ends the
-    check: a replacement of the same size is not noticed here then.
+    Each is looked up; the first that is still as it was listed shows that this store's ETags are no MD5, and ends
+    the check.
     """
     other: dict[str, Exception] = {}
-    for entry in files:
-        data, tag = fetched[entry.image_id], (entry.stamp or "").removeprefix(ETAG)
-        if tag == entry.stamp or not isinstance(data, bytes) or not _MD5.fullmatch(tag):
-            continue
-        if hashlib.md5(data, usedforsecurity=False).hexdigest() == tag:
+    for entry in suspects:
+        if not isinstance(fetched[entry.image_id], bytes):
             continue
         try:
-            if tag == storage.tag(entry.uri):
+            if storage.tag(entry.uri) == (entry.stamp or "").removeprefix(ETAG):
                 break
             other[entry.image_id] = ImageError(
                 "changed", "another ETag; the object is not the one that was listed"
@@ -165,6 +189,23 @@ def _other_objects(
         except (StorageError, FileNotFoundError) as error:
             other[entry.image_id] = error
     return other
+
+
+def _touched(files: Sequence[Entry], fetched: Mapping[str, bytes | Exception]) -> dict[str, Exception]:
+    """The local files that were modified since they were listed; looked up after reading."""
+    found: dict[str, Exception] = {}
+    for entry in files:
+        listed = entry.stamp if isinstance(fetched[entry.image_id], bytes) else None
+        if listed is None or not listed.startswith(MTIME):
+            continue
+        try:
+            if str(Path(local_path(entry.uri)).stat().st_mtime_ns) != listed[len(MTIME) :]:
+                found[entry.image_id] = ImageError(
+                    "changed", "another modification time; the file is not the one that was listed"
+                )
+        except OSError as error:
+            found[entry.image_id] = error
+    return found
 
 
 def _other_member(stamp: str, header: bytes) -> str | None:

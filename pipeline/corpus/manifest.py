@@ -5,7 +5,9 @@ manifest/index.json            written last: the manifest counts only when it is
 """
 
 import hashlib
+import itertools
 import json
+import math
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.config import ActorRange, JobConfig, ShardConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.parquet import by_row_group
@@ -25,6 +27,8 @@ from cliper.pipeline.storage.backend import Storage, join
 from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
 
 SHARDS_PER_PART = 1000
+SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
+SHARDS_PER_ACTOR = 4
 LARGE_GROUP = 32  # times the images of a shard: a row group of more is split, and then read more than once
 LARGE_BYTES = 4  # the same, times its bytes
 
@@ -202,6 +206,23 @@ def open_part(storage: Storage, run_uri: str, part: Part, whole: bool = False) -
     except (DamagedFileError, pa.ArrowException, OSError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise RunError(f"{place} is damaged ({reason}); {_RESTORE}") from error
+
+
+def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
+    """Limits that cut few images into enough shards for all actors, and the same entries.
+
+    A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
+    configuration names `shard.images`.
+    """
+    limits, actors = config.shard, config.resources.actors
+    most = actors.max if isinstance(actors, ActorRange) else actors or 0
+    wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
+    first = list(itertools.islice(entries, wanted * limits.images))
+    entries = itertools.chain(first, entries)
+    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
+        return limits, entries
+    images = max(config.batch_size, math.ceil(len(first) / wanted))
+    return limits.model_copy(update={"images": min(limits.images, images)}), entries
 
 
 def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:

@@ -1,58 +1,80 @@
-"""Charts of an evaluation page as inline SVG. No display, no global state of matplotlib."""
+"""The confusion matrix of an evaluation page: an image of a pixel per cell, its numbers, the largest errors."""
 
+import base64
 import io
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+import numpy.typing as npt
+from PIL import Image
 
-from cliper.pipeline.evaluate.results import Results, by_iou
+from cliper.pipeline.evaluate.results import Results
 
-_MOST_NAMES = 60  # class names along a heat map
-
-
-def bar_chart(results: Results) -> str:
-    """IoU of the counted classes as an SVG bar chart, the best at the top."""
-    entries = by_iou(results)[::-1]
-    figure = Figure(figsize=(8, 0.6 + 0.2 * max(len(entries), 1)), layout="constrained")
-    axes = figure.add_subplot()
-    values = [100 * entry["iou"] for entry in entries]
-    bars = axes.barh([entry["name"] for entry in entries], values, height=0.7, color="#3b6ea5")
-    axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=7)
-    axes.tick_params(labelsize=7)
-    axes.set(xlim=(0, 105), xlabel="IoU, %")
-    axes.margins(y=0.5 / max(len(entries), 1))
-    axes.spines[["top", "right"]].set_visible(False)
-    return _svg(figure)
+NAMED = 40  # classes whose names fit along the matrix
+MOST_CONFUSIONS = 20
+_RIGHT, _WRONG = (37, 99, 168), (208, 76, 38)  # colors of the diagonal and of the rest, on light and dark alike
 
 
-def heat_map(results: Results) -> str:
-    """The confusion matrix as an SVG heat map, each row normalized to 1."""
-    confusion = np.array(results["confusion"], dtype=np.float64)
+def heat_map(results: Results) -> dict[str, Any]:
+    """The matrix of the classes that occur: rows are ground truth, columns predictions.
+
+    `image`: data URI of a PNG, a pixel per cell, whose opacity is the square root of the share of its row.
+    `rows`, `columns`: class names. `cells`: pixels, a list per row. `totals`: pixels of each row.
+    """
+    confusion = np.array(results["confusion"], dtype=np.int64)
     rows = np.flatnonzero(confusion.sum(axis=1))
-    names = [results["per_class"][k]["name"] for k in range(len(confusion))]
-    columns = np.union1d(rows, np.flatnonzero(confusion[:, :-1].sum(axis=0)))
-    shares = confusion[np.ix_(rows, columns)] / np.maximum(confusion[rows].sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.13 * len(columns), 14)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the class's pixels")
-    axes.set(xlabel="predicted", ylabel="ground truth")
-    _name_ticks(axes, [names[k] for k in columns], [names[k] for k in rows])
-    return _svg(figure)
+    columns = np.union1d(rows, np.flatnonzero(confusion.sum(axis=0))).astype(np.int64)
+    cells, totals = confusion[np.ix_(rows, columns)], confusion[rows].sum(axis=1)
+    names = [*(entry["name"] for entry in results["per_class"]), "no class"]
+    return {
+        "image": _image(cells / np.maximum(totals, 1)[:, None], rows[:, None] == columns[None]),
+        "rows": [names[k] for k in rows],
+        "columns": [names[k] for k in columns],
+        "cells": cells.tolist(),
+        "totals": totals.tolist(),
+        "named": len(columns) <= NAMED,
+    }
 
 
-def _name_ticks(axes: Any, columns: list[str], rows: list[str]) -> None:
-    """Label every class if the names fit, else every n-th."""
-    for names, axis in ((columns, axes.xaxis), (rows, axes.yaxis)):
-        step = -(-len(names) // _MOST_NAMES) or 1
-        axis.set_ticks(range(0, len(names), step), names[::step], fontsize=6)
-    axes.tick_params(axis="x", rotation=90)
+def _image(shares: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> str:
+    """Shares [R, C] from 0 to 1 as a PNG data URI."""
+    colour = np.where(right[..., None], np.array(_RIGHT), np.array(_WRONG))
+    pixels = np.concatenate([colour, np.round(255 * np.sqrt(shares))[..., None]], axis=2).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels if pixels.size else np.zeros((1, 1, 4), np.uint8)).save(
+        buffer, format="PNG", optimize=True
+    )
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+def confusions(results: Results, most: int = MOST_CONFUSIONS) -> list[dict[str, Any]]:
+    """The largest cells off the diagonal: `truth`, `predicted`, `pixels`, and `share` of the class's pixels."""
+    confusion = np.array(results["confusion"], dtype=np.int64)
+    totals = confusion.sum(axis=1)
+    wrong = confusion[:, :-1].copy()
+    np.fill_diagonal(wrong, 0)
+    names = [entry["name"] for entry in results["per_class"]]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    cells = [(int(i), *divmod(int(i), wrong.shape[1])) for i in order if wrong.flat[i]]
+    return [
+        {
+            "truth": names[row],
+            "predicted": names[column],
+            "pixels": int(wrong.flat[i]),
+            "share": float(wrong.flat[i] / totals[row]),
+        }
+        for i, row, column in cells
+    ]
+
+
+def taken_for(results: Results) -> list[tuple[str, float] | None]:
+    """For every class, the class that most of its wrong pixels got, and their share of it; None without any."""
+    confusion = np.array(results["confusion"], dtype=np.int64)
+    wrong = confusion[:, :-1].copy()
+    np.fill_diagonal(wrong, 0)
+    names = [entry["name"] for entry in results["per_class"]]
+    best, totals = wrong.argmax(axis=1), confusion.sum(axis=1)
+    return [
+        (names[best[k]], float(wrong[k, best[k]] / totals[k])) if wrong[k, best[k]] else None
+        for k in range(len(names))
+    ]

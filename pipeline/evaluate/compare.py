@@ -4,13 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.bootstrap import Difference, difference
 from cliper.pipeline.evaluate.counts import Counts, merge
 from cliper.pipeline.evaluate.evaluation import read_counts
-from cliper.pipeline.evaluate.metrics import PROTOCOLS
-from cliper.pipeline.evaluate.results import Results, heading, percent
+from cliper.pipeline.evaluate.metrics import PROTOCOLS, Floats
+from cliper.pipeline.evaluate.results import Results, heading, image_miou, percent
+from cliper.pipeline.report.page import render_page
 from cliper.pipeline.storage.backend import Storage, join
+
+MOST_IMAGES = 10  # listed among those that gain, and among those that lose
 
 
 @dataclass(frozen=True)
@@ -71,48 +76,128 @@ def _names(found: Sequence[Evaluated]) -> str:
     return ", ".join(heading(entry.results) for entry in found)
 
 
-def compare(first: Evaluated, second: Evaluated, storage: Storage) -> tuple[Difference, str]:
-    """The difference second minus first, and a Markdown page of both side by side."""
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations of the same images, and the difference second minus first."""
+
+    first: Evaluated
+    second: Evaluated
+    found: Difference
+    image_ids: tuple[str, ...]
+    image_miou: tuple[Floats, Floats]  # of each image, float64 [N]; nan for an image without counted pixels
+
+
+def compare(first: Evaluated, second: Evaluated, storage: Storage) -> Comparison:
+    """Compare two evaluations. Raises EvaluationError if their images differ."""
     ignore = tuple(_json(storage, join(first.folder, "evaluation.json"))["ignore_labels"])
     a, b = (_counts(entry, storage) for entry in (first, second))
     if a.image_ids != b.image_ids:
         raise EvaluationError(f"{first.run_uri} and {second.run_uri} were evaluated on different images")
     found = difference(a.totals, b.totals, first.results["protocol"], ignore)
-    return found, _page(first, second, found)
+    return Comparison(first, second, found, tuple(a.image_ids), (image_miou(a, ignore), image_miou(b, ignore)))
 
 
 def _counts(entry: Evaluated, storage: Storage) -> Counts:
     return merge(read_counts(storage, entry.folder), len(entry.results["per_class"]) - 1)
 
 
-def _page(first: Evaluated, second: Evaluated, found: Difference) -> str:
-    a, b = first.results, second.results
-    keys = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "boundary_iou")
-    lines = [
-        f"# {heading(a)}",
-        "",
-        f"A: {first.run_uri} ({a['model']})",
-        "",
-        f"B: {second.run_uri} ({b['model']})",
-    ]
-    lines += ["", "| | A | B | B - A |", "|---|---|---|---|"]
-    lines += [_line(key.replace("_", " ").replace("miou", "mIoU"), a[key], b[key]) for key in keys]
-    span = f"{_signed(found.interval.low)} to {_signed(found.interval.high)}"
-    verdict = (
-        f"B - A in mIoU: {_signed(found.miou)}, 95% interval {span} (paired bootstrap over {a['images']} images); "
-        f"B is better in {100 * found.share_better:.1f}% of the draws."
-    )
-    lines += ["", verdict, ""]
-    lines += ["| class | A | B | B - A |", "|---|---|---|---|"]
-    pairs = [(x, y) for x, y in zip(a["per_class"], b["per_class"], strict=True) if x["counted"] or y["counted"]]
-    pairs.sort(key=lambda pair: -abs((pair[1]["iou"] or 0) - (pair[0]["iou"] or 0)))
-    lines += [_line(x["name"], x["iou"], y["iou"]) for x, y in pairs]
+def to_markdown(comparison: Comparison) -> str:
+    """Both side by side as Markdown, the classes that differ most first."""
+    first, second = comparison.first, comparison.second
+    lines = [f"# {heading(first.results)}", ""]
+    lines += [f"A: {first.run_uri} ({first.results['model']})", ""]
+    lines += [f"B: {second.run_uri} ({second.results['model']})", ""]
+    lines += ["| | A | B | B - A |", "|---|---|---|---|", *map(_line, _figures(comparison))]
+    lines += ["", _verdict(comparison), ""]
+    lines += ["| class | A | B | B - A |", "|---|---|---|---|", *map(_line, _classes(comparison))]
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, a: float | None, b: float | None) -> str:
-    change = "-" if a is None or b is None else _signed(b - a)
-    return f"| {name} | {percent(a)} | {percent(b)} | {change} |"
+def to_html(comparison: Comparison) -> str:
+    """Both side by side as a self-contained page, with the images that differ most."""
+    first, second, found = comparison.first, comparison.second, comparison.found
+    classes = _classes(comparison)
+    largest = max([abs(row.difference) for row in classes], default=0.0) or 1.0
+    sides = [
+        {"uri": side.run_uri, "model": side.results["model"], "miou": percent(side.results["miou"])}
+        for side in (first, second)
+    ]
+    return render_page(
+        "evaluations.html",
+        {
+            "title": heading(first.results),
+            "first": sides[0],
+            "second": sides[1],
+            "change": _signed(found.miou),
+            "span": _span(found),
+            "verdict": _verdict(comparison),
+            "figures": [row.cells() for row in _figures(comparison)],
+            "classes": [row.cells() | {"length": round(50 * row.difference / largest, 1)} for row in classes],
+            "images": _images(comparison),
+        },
+    )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of a table: fractions of both runs, None where one has no value."""
+
+    name: str
+    a: float | None
+    b: float | None
+
+    @property
+    def difference(self) -> float:
+        return 0.0 if self.a is None or self.b is None else self.b - self.a
+
+    def cells(self) -> dict[str, Any]:
+        change = "-" if self.a is None or self.b is None else _signed(self.difference)
+        return {"name": self.name, "a": percent(self.a), "b": percent(self.b), "change": change}
+
+
+def _figures(comparison: Comparison) -> list[_Row]:
+    keys = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "boundary_iou")
+    a, b = comparison.first.results, comparison.second.results
+    return [_Row(key.replace("_", " ").replace("miou", "mIoU"), a[key], b[key]) for key in keys]
+
+
+def _classes(comparison: Comparison) -> list[_Row]:
+    """The classes in the mean of either run, the largest difference first."""
+    both = zip(comparison.first.results["per_class"], comparison.second.results["per_class"], strict=True)
+    pairs = [(x, y) for x, y in both if x["counted"] or y["counted"]]
+    pairs.sort(key=lambda pair: -abs((pair[1]["iou"] or 0) - (pair[0]["iou"] or 0)))
+    return [_Row(x["name"], x["iou"], y["iou"]) for x, y in pairs]
+
+
+def _images(comparison: Comparison) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The images that gain most from A to B, and those that lose most."""
+    a, b = comparison.image_miou
+    change = b - a
+    known = np.flatnonzero(~np.isnan(change))
+    order = known[np.argsort(-change[known], kind="stable")]
+    gain, loss = order[:MOST_IMAGES], order[::-1][:MOST_IMAGES]
+    groups = [("Images that gain most", gain[change[gain] > 0]), ("Images that lose most", loss[change[loss] < 0])]
+    return [
+        (title, [_Row(comparison.image_ids[i], float(a[i]), float(b[i])).cells() for i in places.tolist()])
+        for title, places in groups
+    ]
+
+
+def _verdict(comparison: Comparison) -> str:
+    found, images = comparison.found, comparison.first.results["images"]
+    return (
+        f"B - A in mIoU: {_signed(found.miou)}, 95% interval {_span(found)} "
+        f"(paired bootstrap over {images} images); B is better in {100 * found.share_better:.1f}% of the draws."
+    )
+
+
+def _span(found: Difference) -> str:
+    return f"{_signed(found.interval.low)} to {_signed(found.interval.high)}"
+
+
+def _line(row: _Row) -> str:
+    cells = row.cells()
+    return f"| {cells['name']} | {cells['a']} | {cells['b']} | {cells['change']} |"
 
 
 def _signed(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Write the results of an evaluation: metrics.json, per_class.csv, report.md and a self-contained index.html."""
+"""Write an evaluation's results: metrics.json, per_class.csv, per_class.tex, report.md, a self-contained page."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 from PIL import Image
 
-from cliper.pipeline.evaluate.charts import bar_chart, heat_map
+from cliper.pipeline.evaluate.charts import confusions, heat_map, taken_for
 from cliper.pipeline.evaluate.counts import Counts
 from cliper.pipeline.evaluate.evaluation import Evaluation, counted_shards
 from cliper.pipeline.evaluate.results import (
@@ -21,10 +21,11 @@ from cliper.pipeline.evaluate.results import (
     image_miou,
     percent,
     to_csv,
+    to_latex,
     to_markdown,
 )
 from cliper.pipeline.report.images import colour, overlay, picture
-from cliper.pipeline.report.page import render_page
+from cliper.pipeline.report.page import data_uri, render_page
 from cliper.pipeline.run.masks import decode_png, unpack_mask
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
@@ -42,6 +43,7 @@ def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> st
     page = render(results, extreme_images(evaluation, counts))
     storage.write(join(folder, "index.html"), page.encode())
     storage.write(join(folder, "per_class.csv"), to_csv(results).encode())
+    storage.write(join(folder, "per_class.tex"), to_latex(results).encode())
     storage.write(join(folder, "report.md"), to_markdown(results).encode())
     storage.write(join(folder, "metrics.json"), json.dumps(results, ensure_ascii=False).encode())
     return join(folder, "index.html")
@@ -59,10 +61,15 @@ def render(results: Results, groups: Sequence[Mapping[str, Any]]) -> str:
             "published": percent(results["published_miou"]),
             "span": "-" if between is None else f"{percent(between[0])} to {percent(between[1])}",
             "figures": figures(results)[3:],
-            "bars": bar_chart(results),
             "heat": heat_map(results),
+            "confusions": confusions(results),
             "groups": groups,
-            "classes": [_class_row(entry) for entry in by_iou(results)[::-1]],
+            "classes": _class_rows(results),
+            "files": [
+                ("per_class.csv", data_uri("text/csv", to_csv(results))),
+                ("per_class.tex", data_uri("text/plain", to_latex(results))),
+                ("report.md", data_uri("text/plain", to_markdown(results))),
+            ],
         },
     )
 
@@ -79,14 +86,29 @@ def _notes(results: Results) -> list[str]:
     return notes
 
 
-def _class_row(entry: Results) -> dict[str, str]:
-    worst = ", ".join(f"{image['image_id']} ({percent(image['iou'])})" for image in entry["worst_images"])
-    return {
-        "name": entry["name"],
-        "iou": percent(entry["iou"]),
-        "boundary": percent(entry["boundary_iou"]),
-        "worst": worst,
-    }
+def _class_rows(results: Results) -> list[dict[str, Any]]:
+    """Every class: those in the mean by ascending IoU, then the others."""
+    counted = by_iou(results)[::-1]
+    others = [entry for entry in results["per_class"] if not entry["counted"]]
+    mistaken = taken_for(results)
+    truth = max(sum(entry["truth_pixels"] for entry in results["per_class"]), 1)
+    predicted = max(sum(entry["predicted_pixels"] for entry in results["per_class"]), 1)
+    return [
+        {
+            "name": entry["name"],
+            "colour": colour(entry["class_id"]),
+            "counted": entry["counted"],
+            "share": entry["iou"] or 0.0,
+            "iou": percent(entry["iou"]),
+            "accuracy": percent(entry["accuracy"]),
+            "boundary": percent(entry["boundary_iou"]),
+            "truth": entry["truth_pixels"] / truth,
+            "predicted": entry["predicted_pixels"] / predicted,
+            "mistaken": mistaken[entry["class_id"]],
+            "worst": [(image["image_id"], percent(image["iou"])) for image in entry["worst_images"]],
+        }
+        for entry in [*counted, *others]
+    ]
 
 
 def extreme_images(evaluation: Evaluation, counts: Counts) -> list[dict[str, Any]]:
@@ -130,6 +152,8 @@ def _shown(
         photo = np.asarray(image.convert("RGB"))
     truth, prediction = decode_png(storage.read(join(prepared.uri, row["truth"]))), masks[image_id]
     names = ["background", *prepared.class_names]
+    ignored = truth[truth >= len(names)]
+    uncounted = [{"name": "not counted", "colour": colour(int(ignored[0]))}] if ignored.size else []
     present = np.union1d(truth[truth < len(names)], prediction[prediction < len(names)]).tolist()
     return {
         "image_id": image_id,
@@ -137,5 +161,5 @@ def _shown(
         "photo": picture(photo),
         "truth": picture(overlay(photo, truth)),
         "prediction": picture(overlay(photo, prediction)),
-        "labels": [{"name": names[label], "colour": colour(label)} for label in present],
+        "labels": [{"name": names[label], "colour": colour(label)} for label in present] + uncounted,
     }

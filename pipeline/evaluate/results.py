@@ -1,4 +1,4 @@
-"""Compute results from merged counts: a dictionary for JSON, and its CSV and Markdown forms.
+"""Compute results from merged counts: a dictionary for JSON, and its CSV, LaTeX and Markdown forms.
 
 Ratios are fractions (0 to 1) in JSON and CSV, and percent in Markdown and HTML. A ratio without denominator is
 null.
@@ -156,6 +156,28 @@ def to_markdown(results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+)
+
+
+def to_latex(results: Results) -> str:
+    """A LaTeX table (package booktabs) of the classes in the mean, by descending IoU, and the mean, in percent."""
+    rows = [(entry["name"], entry) for entry in by_iou(results)]
+    mean = {"iou": results["miou"], "accuracy": results["mean_accuracy"], "boundary_iou": results["boundary_iou"]}
+    lines = [f"% {' '.join(heading(results).split())}", r"\begin{tabular}{lrrr}", r"\toprule"]
+    lines += [r"class & IoU & accuracy & boundary IoU \\", r"\midrule"]
+    lines += [_latex_row(name, entry) for name, entry in rows]
+    lines += [r"\midrule", _latex_row("mean", mean), r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(name: str, entry: Mapping[str, Any]) -> str:
+    values = [percent(entry[key]).replace("-", "--") for key in ("iou", "accuracy", "boundary_iou")]
+    return " & ".join([name.translate(_LATEX), *values]) + r" \\"
+
+
 def heading(results: Results) -> str:
     """E.g. "voc21, ViT-B/16, sliding (protocol cliper)"."""
     what = ", ".join(part for part in (results["benchmark"], results["backbone"], results["variant"]) if part)
@@ -178,6 +200,9 @@ def figures(results: Results) -> list[tuple[str, str]]:
         ("classes in the mean", str(results["classes_counted"])),
         ("images", str(images) if images == expected else f"{images} of {expected}: not the published benchmark"),
     ]
+    if results["ignored_pixels"]:
+        every = results["ignored_pixels"] + results["pixels"]
+        rows.append(("pixels not counted (no ground truth)", percent(results["ignored_pixels"] / every)))
     if results["failed_images"]:
         rows.append(("images without a mask, counted as wrong", str(len(results["failed_images"]))))
     if (proposed := results.get("proposals")) is not None:

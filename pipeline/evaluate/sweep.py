@@ -1,12 +1,13 @@
-"""Evaluate many thresholds on a benchmark with one pass of the networks.
+"""Evaluate many settings on a benchmark: thresholds of CLIPer with one pass of its networks, or any settings.
 
 sweep/DIGEST/                   inside the run folder; the digest identifies variants and ground truth
     sweep.json                  the variants and the ground truth; written first
     counts/shard-000000.parquet sparse counts per image and variant
     sweep.csv, sweep.md         the results, the best first
 
-The networks run once per image. Every variant's labels are computed from the same scores and counted immediately,
-so only counts are stored.
+With thresholds, the networks run once per image, and every variant's labels are computed from the same scores.
+With other settings, every variant is a segmenter that labels the image. Labels are counted immediately, so only
+counts are stored.
 """
 
 import csv
@@ -14,19 +15,22 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cliper.model.classes import ClassList
-from cliper.model.config import CLIPerConfig, LabelConfig
+from cliper.model.config import CLIPerConfig, LabelConfig, Settings
 from cliper.model.errors import CliperError
 from cliper.pipeline.config import JobConfig, validate
 from cliper.pipeline.corpus.decode import Decoded, decode, to_file_grid
 from cliper.pipeline.errors import EvaluationError, ImageError
+from cliper.pipeline.evaluate.benchmarks import merged
 from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge, verify
 from cliper.pipeline.evaluate.evaluation import Evaluation, check_summary, counted_shards, read_counts_file
 from cliper.pipeline.evaluate.metrics import Protocol, score
@@ -34,19 +38,38 @@ from cliper.pipeline.evaluate.prepared import Prepared
 from cliper.pipeline.evaluate.results import percent
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.pool import Pool
-from cliper.pipeline.label.segmenters import cliper_identity, device_of, require_weights
+from cliper.pipeline.label.segmenters import CLIPerSegmenter, chosen
 from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
 
-SWEPT = ("attention_threshold", "presence_threshold", "background_threshold", "probability_threshold",
-         "margin_threshold", "normalize_per_class")  # fmt: skip
+if TYPE_CHECKING:
+    from cliper.model.segmentation import Segmentation
+
+SWEPT = ("attention_threshold", *(name for name in LabelConfig.model_fields if name != "protocol"))
+FIGURES = ("miou", "pixel_accuracy", "mean_accuracy")
 SWEEP_COUNTS = COUNTS.append(pa.field("variant", pa.int32(), nullable=False))
 
 
+# Images and their ids to (image, variant, labeled image), where the first two are numbers.
+Labeler = Callable[[Sequence[np.ndarray], Sequence[str]], Iterator[tuple[int, int, "Segmentation"]]]
+
+
+class Grid(ABC):
+    """The variants of a sweep."""
+
+    @abstractmethod
+    def variants(self) -> list[dict[str, Any]]:
+        """The swept values of each variant, by name."""
+
+    @abstractmethod
+    def load(self, job: Job) -> Labeler:
+        """Load the weights once, or once per variant. Raises as the segmenter's `make` does."""
+
+
 @dataclass(frozen=True)
-class Grid:
-    """The variants: every attention threshold with every label setting."""
+class Thresholds(Grid):
+    """Every attention threshold with every label setting of CLIPer."""
 
     attention_thresholds: tuple[float, ...]
     settings: tuple[LabelConfig, ...]
@@ -58,33 +81,84 @@ class Grid:
         pairs = itertools.product(self.attention_thresholds, self.settings)
         return [{"attention_threshold": a} | {name: getattr(s, name) for name in names} for a, s in pairs]
 
-
-def require_scores(config: JobConfig) -> CLIPerConfig:
-    """The settings that a sweep starts from. Raises EvaluationError for a segmenter without scores to sweep."""
-    if not isinstance(config.model, CLIPerConfig):
-        raise EvaluationError(
-            f"the segmenter '{config.segmenter}' has no scores to sweep, only 'cliper' has; leave out --sweep"
-        )
-    return config.model
+    def load(self, job: Job) -> Labeler:
+        """See Grid."""
+        made = job.kind.make(job.config, job.classes)
+        assert isinstance(made, CLIPerSegmenter)  # by make_grid
+        return partial(made.model.sweep, attention_thresholds=self.attention_thresholds, settings=self.settings)
 
 
-def make_grid(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
+@dataclass(frozen=True)
+class AnySettings(Grid):
+    """Combinations of any settings of any segmenter: `values` by path, e.g. labels.threshold, and the models."""
+
+    values: tuple[dict[str, Any], ...]
+    models: tuple[Settings, ...]
+
+    def variants(self) -> list[dict[str, Any]]:
+        """See Grid."""
+        return list(self.values)
+
+    def load(self, job: Job) -> Labeler:
+        """See Grid. All variants stay in memory."""
+        configs = [job.config.model_copy(update={"model": model}) for model in self.models]
+        segmenters = [job.kind.make(config, job.classes) for config in configs]
+
+        def label(images: Sequence[np.ndarray], ids: Sequence[str]) -> "Iterator[tuple[int, int, Segmentation]]":
+            for variant, segmenter in enumerate(segmenters):
+                for image, found in enumerate(segmenter.segment(images, ids)):
+                    yield image, variant, found
+
+        return label
+
+
+def make_grid(config: JobConfig, values: Mapping[str, Sequence[Any]]) -> Grid:
     """All combinations of `values` (setting name to list); other settings keep the model's value.
 
-    Raises EvaluationError for an unknown setting and ConfigError for an impossible value.
+    Names are CLIPer's thresholds (SWEPT), or else paths in the settings of the segmenter, joined by dots. Raises
+    EvaluationError for an unknown name and ConfigError for an impossible value.
     """
-    unknown = [name for name in values if name not in SWEPT]
-    if unknown:
-        raise EvaluationError(f"'{unknown[0]}' cannot be swept; allowed: {', '.join(SWEPT)}")
+    kind, config = chosen(config)
+    if isinstance(config.model, CLIPerConfig) and set(values) <= set(SWEPT):
+        return _thresholds(config.model, values)
+    content = config.model.model_dump(mode="json")
+    allowed = [*(SWEPT if isinstance(config.model, CLIPerConfig) else ()), *sorted(_paths(content))]
+    for name in values:
+        if name not in _paths(content):
+            raise EvaluationError(f"'{name}' cannot be swept; allowed: {', '.join(allowed)}")
+    variants = [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
+    models = [validate(kind.config, _with_values(content, variant), "--sweep") for variant in variants]
+    return AnySettings(tuple(variants), tuple(models))
+
+
+def _thresholds(model: CLIPerConfig, values: Mapping[str, Sequence[Any]]) -> Thresholds:
     thresholds = tuple(values.get("attention_threshold", [model.fusion.attention_threshold]))
     for threshold in thresholds:
         validate(type(model.fusion), model.fusion.model_dump() | {"attention_threshold": threshold}, "--sweep")
     names = [name for name in values if name != "attention_threshold"]
     settings = [
-        validate(LabelConfig, model.labels.model_dump() | dict(zip(names, chosen, strict=True)), "--sweep")
-        for chosen in itertools.product(*(values[name] for name in names))
+        validate(LabelConfig, model.labels.model_dump() | dict(zip(names, each, strict=True)), "--sweep")
+        for each in itertools.product(*(values[name] for name in names))
     ]
-    return Grid(thresholds, tuple(settings))
+    return Thresholds(thresholds, tuple(settings))
+
+
+def _paths(content: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The settings in `content`, each by its path: "labels.threshold"."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from _paths(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def _with_values(content: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    for path, value in values.items():
+        changes: Any = value
+        for name in reversed(path.split(".")):
+            changes = {name: changes}
+        content = merged(content, changes)
+    return content
 
 
 def open_sweep(evaluation: Evaluation, grid: Grid) -> str:
@@ -100,29 +174,18 @@ def open_sweep(evaluation: Evaluation, grid: Grid) -> str:
 class SweepShard:
     """Ray Data actor: a table of load.SCHEMA (one shard) to its summary; writes the shard's counts."""
 
-    def __init__(
-        self,
-        config: JobConfig,
-        classes: ClassList,
-        grid: Grid,
-        counter: ShardCounter,
-        cpu_threads: int,
-        weights: Mapping[str, str] | None = None,
-    ) -> None:
-        """Load the model. `cpu_threads` bounds torch's own threads; `weights` are the hashes of the run.
+    def __init__(self, job: Job, grid: Grid, counter: ShardCounter, cpu_threads: int) -> None:
+        """Load the weights. `cpu_threads` bounds torch's own threads.
 
         An expected error is reported for every shard: see SegmentShard.
         """
         import torch
 
-        from cliper.model import CLIPer
-
         torch.set_num_threads(cpu_threads)
-        self.config, self.grid, self.counter = config, grid, counter
+        self.config, self.variants, self.counter = job.config, len(grid.variants()), counter
         self.refusal: CliperError | None = None
         try:
-            require_weights(cliper_identity, config, weights or {})
-            self.model = CLIPer.load(config.cliper, classes, device=device_of(config))
+            self.label = grid.load(job)
         except CliperError as error:
             self.refusal = error
 
@@ -133,7 +196,7 @@ class SweepShard:
             if self.refusal is not None:
                 raise self.refusal
             rows = [row for window in self._windows(table.to_pylist()) for row in self._count(window)]
-            images = len(rows) // len(self.grid.variants())
+            images = len(rows) // self.variants
             self._write(shard, rows)
         except (CliperError, ImageError) as error:
             problem = str(error)
@@ -153,7 +216,7 @@ class SweepShard:
         uris = [join(self.counter.truth_uri, self.counter.truths[name]) for name in names]
         truths = [decode_png(self.counter.storage.read(uri)) for uri in uris]
         pixels = [image.pixels for image in images]
-        for i, variant, found in self.model.sweep(pixels, ids, self.grid.attention_thresholds, self.grid.settings):
+        for i, variant, found in self.label(pixels, ids):
             labels = to_file_grid(found.labels, images[i].orientation)
             counted = self.counter.count_image(truths[i], labels)
             yield {"image_id": names[i], "failed": False, "variant": variant} | counted
@@ -179,11 +242,10 @@ def sweep_shards(
     if not tasks:
         return
     counter, threads = evaluation.counter(folder), max(1, int(pool.cpus_per_actor))
-    weights = job.run.identity.get("weights")
     for summary in over_shards(
         tasks,
         load=lambda task: load_task(job, task),
-        actor=lambda: SweepShard(job.config, job.classes, grid, counter, threads, weights),
+        actor=lambda: SweepShard(job, grid, counter, threads),
         pool=pool,
     ):
         yield check_summary(summary)
@@ -202,12 +264,7 @@ def sweep_results(
         part = table.filter(pc.equal(table["variant"], number)).sort_by("image_id")
         verify(part, index)
         scores = score(merge(part, len(prepared.class_names)).confusion, protocol, prepared.ignore_labels)
-        figures = {
-            "miou": scores.miou,
-            "pixel_accuracy": scores.pixel_accuracy,
-            "mean_accuracy": scores.mean_accuracy,
-        }
-        rows.append(variant | figures)
+        rows.append(variant | {name: getattr(scores, name) for name in FIGURES})
     rows.sort(key=lambda row: -row["miou"])
     storage.write(join(folder, "sweep.csv"), _csv(rows).encode())
     storage.write(join(folder, "sweep.md"), sweep_table(rows).encode())
@@ -216,7 +273,7 @@ def sweep_results(
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The results as Markdown, without the columns that have only one value."""
-    names = [name for name in SWEPT if len({row.get(name) for row in rows}) > 1] or ["attention_threshold"]
+    names = [n for n in rows[0] if n not in FIGURES and len({row[n] for row in rows}) > 1] or list(rows[0])[:1]
     lines = ["| " + " | ".join([*names, "mIoU", "pixel accuracy"]) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
         values = [str(row[name]) for name in names]

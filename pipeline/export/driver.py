@@ -31,6 +31,8 @@ from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
 from cliper.pipeline.run.rows import RowFilter, read_tables
 from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.digests import checked, with_digest
+from cliper.pipeline.storage.sealed import DamagedFileError
 
 MARKER = "cliper-export.json"
 LISTING = "cliper-images.jsonl"
@@ -92,7 +94,7 @@ def export(
     work = _Work(run, plan, exporter if workers == "ray" else None, uri, corrections)
     _export_shards(work, todo, workers, len(shards) - len(todo), on_shard)
     done = marker | _finish(run.storage, exporter, plan, uri, shards)
-    run.storage.write(join(uri, MARKER), json.dumps(done, indent=2, ensure_ascii=False).encode())
+    run.storage.write(join(uri, MARKER), with_digest(done, indent=2))
     _remove_parts(run.storage, uri)
     return _summary(uri, done, shards, started)
 
@@ -122,20 +124,19 @@ def open_output(run: Run, plan: Plan, uri: str, shards: Sequence[int], correctio
     }
     named = {"run": run.uri} | wanted
     try:
-        stored = json.loads(run.storage.read(join(uri, MARKER)))
+        stored = checked(run.storage.read(join(uri, MARKER)), required=False)
     except FileNotFoundError:
         _refuse_foreign_folder(run.storage, uri)
-        run.storage.write(join(uri, MARKER), json.dumps(named, indent=2, ensure_ascii=False).encode())
+        run.storage.write(join(uri, MARKER), with_digest(named, indent=2))
         return named
-    except json.JSONDecodeError as error:
-        raise ExportError(f"{join(uri, MARKER)} is damaged; choose another --output") from error
+    except DamagedFileError as error:
+        raise ExportError(f"{join(uri, MARKER)} is damaged ({error}); choose another --output") from error
     different = differences({key: stored.get(key) for key in wanted}, wanted)
     if different:
         raise ExportError(
             f"{uri} holds another export: {'; '.join(different)}. Remove it, or choose another --output"
         )
-    found: dict[str, Any] = stored
-    return found
+    return stored
 
 
 def _content(run: Run, shards: Sequence[int], corrections: Corrections) -> str:
@@ -191,6 +192,7 @@ class _Work:
         with Folder(self.run.storage, self.uri) as folder:
             lines = [compact_json(record) for record in exporter.shard(items(), folder, self.plan, shard)]
         lines += [compact_json({"image_id": item.image_id, "left_out": item.reason}) for item in left_out]
+        lines.append(hashlib.sha256(b"\n".join(lines)).hexdigest().encode())
         self.run.storage.write(_part(self.uri, shard), b"\n".join(lines))
 
 
@@ -207,7 +209,7 @@ def _finish(storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: 
 
     def lines() -> Iterator[Record]:
         for shard in shards:
-            yield from map(json.loads, storage.read(_part(uri, shard)).splitlines())
+            yield from _records(storage, _part(uri, shard))
 
     reasons: Counter[str] = Counter()
     splits: Counter[str] = Counter()
@@ -225,6 +227,14 @@ def _finish(storage: Storage, exporter: Exporter, plan: Plan, uri: str, shards: 
     del splits[""]
     images, iou = reasons.pop("", 0), float(overlap[0] / overlap[1]) if overlap[1] else None
     return {"images": images, "left_out": dict(reasons), "splits": dict(splits) if has_splits else {}, "iou": iou}
+
+
+def _records(storage: Storage, part: str) -> Iterator[Record]:
+    """The records of a shard's file, whose last line is the SHA-256 of the others. Raises ExportError."""
+    *lines, digest = storage.read(part).split(b"\n")
+    if hashlib.sha256(b"\n".join(lines)).hexdigest().encode() != digest:
+        raise ExportError(f"{part} is damaged; remove it, and the same command exports its shard again")
+    return map(json.loads, lines)
 
 
 def _part(uri: str, shard: int) -> str:

@@ -4,6 +4,7 @@ Decoded pixels never leave the process: encoded images come in, encoded masks go
 """
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,10 +77,8 @@ class SegmentShard:
         self.refusal: CliperError | None = None
         try:
             with no_collections():
-                import torch
-
-                torch.set_num_threads(cpu_threads)
                 self.segmenter = CarefulSegmenter(factory(config, classes))
+            bound_threads(cpu_threads)
         except CliperError as error:
             self.refusal = error.with_traceback(None)
         except Exception as error:
@@ -254,7 +253,15 @@ class SegmentShard:
         known = {"image_id": row["image_id"], "uri": row["uri"]}
         if image is not None:
             known |= {"width": image.width, "height": image.height, "orientation": image.orientation}
+            known["pages"] = image.pages
         return known | {"attempts": row["attempts"], "run_fingerprint": self.fingerprint}
+
+
+def bound_threads(count: int) -> None:
+    """Bound torch's own threads. A segmenter without torch does not wait for its import."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(count)
 
 
 @contextmanager

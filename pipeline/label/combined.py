@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cliper.model.errors import ConfigError
 from cliper.model.labels import segment_scores
-from cliper.model.network_configs import EnsembleConfig, MasksConfig
+from cliper.model.networks.configs import EnsembleConfig, MasksConfig
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.label.fallback import Segmenter
 from cliper.pipeline.label.heatmaps import HasHeat

@@ -1,7 +1,8 @@
 """A labeling job: settings, weights, corpus and run folder checked before Ray or a GPU is asked for."""
 
+import glob
 import itertools
-import math
+import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -9,9 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from cliper.model.classes import ClassList
-from cliper.pipeline.config import ActorRange, JobConfig, ResourceConfig, ShardConfig, changed, lookup
+from cliper.pipeline.config import InputConfig, JobConfig, ResourceConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
-from cliper.pipeline.corpus.manifest import Manifest, read_manifest, write_manifest
+from cliper.pipeline.corpus.manifest import Manifest, fitting_shards, read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.extras import require
@@ -22,8 +23,7 @@ from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
 from cliper.pipeline.storage.backend import Storage, absolute, is_local
 
-SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
-SHARDS_PER_ACTOR = 4
+_MAGIC = re.compile(r"[*?\[{]")
 SAY_EVERY = 5.0  # seconds between two lines while the corpus is listed
 
 
@@ -65,7 +65,9 @@ def open_job(
     pinned = kind.pin(config)
     weights = kind.identity(pinned)
     left_out = LeftOut()
-    entries = _first_listed(storage, input_uri, config, left_out)
+    if not output.strip():
+        raise RunError("the output is empty; name a folder or prefix of its own (--output)")
+    entries = _first_listed(storage, input_uri, _without_output(config.input, input_uri, output), left_out)
     dtype = settled_dtype(config, output, storage, wants_gpu)
     config, pinned = changed(config, dtype=dtype), changed(pinned, dtype=dtype)
     identity = identity_of(config, classes, input_uri, weights)
@@ -105,9 +107,23 @@ def _stored_dtype(output: str, storage: Storage) -> str | None:
     return dtype if dtype == "auto" or finished else None
 
 
-def _first_listed(storage: Storage, uri: str, config: JobConfig, left_out: LeftOut) -> Iterator[Entry]:
+def _without_output(config: InputConfig, input_uri: str, output: str) -> InputConfig:
+    """The settings of a listing that skips the run's own folder, if it is inside the input.
+
+    Else a later listing would take pictures of it, of `--keep-heatmaps` for example, for images of the corpus.
+    """
+    top, run = absolute(input_uri).rstrip("/"), absolute(output).rstrip("/")
+    if magic := _MAGIC.search(top):  # ids are relative to the folder before the first wildcard
+        top = top[: magic.start()].rpartition("/")[0]
+    if not run.startswith(f"{top}/"):
+        return config
+    inside = glob.escape(run[len(top) + 1 :])
+    return config.model_copy(update={"exclude": (*config.exclude, f"{inside}/**")})
+
+
+def _first_listed(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
     """The corpus, listed far enough to know that it exists; nothing has been written yet."""
-    entries = list_entries(storage, uri, config.input, left_out)
+    entries = list_entries(storage, uri, config, left_out)
     first = next(entries, None)
     if first is None:
         raise no_images(uri, left_out)
@@ -140,23 +156,6 @@ def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out
     return manifest
 
 
-def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
-    """Limits that cut a small corpus into enough shards for all actors, and the same entries.
-
-    A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
-    configuration names `shard.images`.
-    """
-    limits, actors = config.shard, config.resources.actors
-    most = actors.max if isinstance(actors, ActorRange) else actors or 0
-    wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
-    first = list(itertools.islice(entries, wanted * limits.images))
-    entries = itertools.chain(first, entries)
-    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
-        return limits, entries
-    images = max(config.batch_size, math.ceil(len(first) / wanted))
-    return limits.model_copy(update={"images": min(limits.images, images)}), entries
-
-
 def _extend(
     run: Run,
     manifest: Manifest,
@@ -166,7 +165,7 @@ def _extend(
     relabel: Collection[str],
 ) -> Manifest:
     """Extend the manifest, and print what was found."""
-    extended, extension = extend_run(run, manifest, entries, config.shard, left_out, relabel, _counting())
+    extended, extension = extend_run(run, manifest, entries, config, left_out, relabel, _counting())
     _print([*left_out.lines(), *extension.lines()])
     return extended
 
@@ -182,7 +181,8 @@ def notice_of_new(job: Job, input_uri: str) -> str | None:
         form = detect_format(absolute(input_uri)) if config.format == "auto" else config.format
         if form not in ("images", "list") or job.manifest.images > most or input_uri.startswith("http"):
             return None
-        found = count_new(job.run, job.manifest, list_entries(job.run.storage, input_uri, config))
+        listed = list_entries(job.run.storage, input_uri, _without_output(config, input_uri, job.run.uri))
+        found = count_new(job.run, job.manifest, listed)
     except InputError as error:
         return f"notice    the input cannot be listed again: {error}"
     if not found.new:

@@ -48,6 +48,7 @@ class Pool:
     io_bundles: int = 1
     resources: Resources = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+    keeps_memory: bool = False  # Ray's processes have the variables of cliper_model/allocator.py already
 
     @property
     def elastic(self) -> bool:
@@ -68,12 +69,13 @@ class Pool:
     @property
     def actor_options(self) -> dict[str, Any]:
         """The actor's options for Ray; one on the CPU keeps freed memory (cliper_model/allocator.py)."""
+        inherited = self.gpus_per_actor or self.keeps_memory
         options = {
             "num_cpus": self.cpus_per_actor,
             "num_gpus": self.gpus_per_actor,
             "resources": dict(self.resources),
             "label_selector": dict(self.labels),
-            "runtime_env": {} if self.gpus_per_actor else {"env_vars": KEEP_FREED_MEMORY},
+            "runtime_env": {} if inherited else {"env_vars": KEEP_FREED_MEMORY},
         }
         return {name: value for name, value in options.items() if value}
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
-from cliper.model.hub import silent_downloads
-from cliper.model.network_configs import (
+from cliper.model.loading.hub import silent_downloads
+from cliper.model.networks.configs import (
     EnsembleConfig,
     MasksConfig,
     Member,
@@ -123,14 +123,14 @@ def device_of(config: JobConfig) -> str:
 
 def cliper_identity(config: JobConfig) -> dict[str, str]:
     """The hashes of CLIPer's weights. Raises as `cliper_hashes` does."""
-    from cliper.model.hashes import cliper_hashes
+    from cliper.model.loading.hashes import cliper_hashes
 
     return cliper_hashes(config.cliper)
 
 
 def pin_cliper(config: JobConfig) -> JobConfig:
     """Every hub revision as the commit it stands for; downloads what is not in the cache. Raises WeightsError."""
-    from cliper.model.weights import pin
+    from cliper.model.loading.weights import pin
 
     return changed(config, model=pin(config.cliper))
 
@@ -145,7 +145,7 @@ def describe_cliper(config: JobConfig) -> str:
 
 @dataclass(frozen=True)
 class Network:
-    """A segmenter of cliper.model, as the functions of a SegmenterKind.
+    """A segmenter of cliper.model.networks, as the functions of a SegmenterKind.
 
     Module `home` has `load(model, classes, device, dtype, batch_size)`, `identity(model)` and `pin(model)`, where
     `model` are the settings. It is imported when it is needed.
@@ -178,7 +178,7 @@ class Network:
         return f"{self.title} {getattr(config.model, 'model', '')}".strip()
 
     def _module(self) -> Any:
-        return import_module(f"cliper.model.{self.home}")
+        return import_module(f"cliper.model.networks.{self.home}")
 
 
 def member_of(config: JobConfig, segmenter: str, model: Mapping[str, Any]) -> tuple[SegmenterKind, JobConfig]:
@@ -203,7 +203,7 @@ def _combined_identity(config: JobConfig) -> dict[str, str]:
     """The hashes of all members. Raises as they do, and MissingExtraError without scikit-image."""
     own: dict[str, str] = {}
     if isinstance(config.model, MasksConfig) and config.model.regions == "sam2":
-        own = import_module("cliper.model.sam2").identity(config.model)
+        own = import_module("cliper.model.networks.sam2").identity(config.model)
     elif isinstance(config.model, MasksConfig):
         require("masks", "the segmenter 'masks'", "skimage")
     return own | {
@@ -221,7 +221,7 @@ def _pin_combined(config: JobConfig) -> JobConfig:
         return changed(config, model=config.model.model_copy(update={"members": tuple(members)}))
     model = config.model.model_copy(update={"model": own[0]})
     if isinstance(model, MasksConfig) and model.regions == "sam2":
-        model = import_module("cliper.model.sam2").pin(model)
+        model = import_module("cliper.model.networks.sam2").pin(model)
     return changed(config, model=model)
 
 
@@ -233,7 +233,7 @@ def _make_masks(config: JobConfig, classes: ClassList) -> Segmenter:
     assert isinstance(model, MasksConfig)  # by the kind
     regions = None
     if model.regions == "sam2":
-        regions = import_module("cliper.model.sam2").load(model, device_of(config), config.dtype)
+        regions = import_module("cliper.model.networks.sam2").load(model, device_of(config), config.dtype)
     return Voter(model, kind.make(job, classes), len(classes), regions)
 
 

@@ -7,7 +7,7 @@ from typing import overload
 
 import pyarrow as pa
 
-from cliper.pipeline.corpus.load import load_entries
+from cliper.pipeline.corpus.load import Pace, load_entries
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.label.actor import SegmentShard
 from cliper.pipeline.label.job import Job
@@ -15,7 +15,7 @@ from cliper.pipeline.label.watch import Beat
 from cliper.pipeline.run.changed import read_changed
 from cliper.pipeline.run.failed import Failed, merge_into_shard, with_tries
 from cliper.pipeline.run.schema import label_schema
-from cliper.pipeline.run.shards import write_shard
+from cliper.pipeline.run.shards import several_pages, write_shard
 from cliper.pipeline.telemetry import timed
 
 
@@ -61,7 +61,9 @@ def load_task(job: Job, task: Task) -> pa.Table:
         if task.changed:
             newest = read_changed(job.run, task.shard)
             entries = [newest[entry.image_id] for entry in entries if entry.image_id in newest]
-        loaded = load_entries(job.run.storage, task.shard, entries, job.config.input.image_column)
+        resources, column = job.config.resources, job.config.input.image_column
+        pace = Pace(resources.load_seconds, resources.load_rate)
+        loaded = load_entries(job.run.storage, task.shard, entries, column, pace=pace, dated=True)
     return loaded if task.again is None else with_tries(loaded, task.again)
 
 
@@ -95,6 +97,11 @@ def write_task(job: Job, labeled: pa.Table, repetition: bool = False) -> pa.Tabl
 def _counted(summary: pa.Table, labeled: pa.Table) -> pa.Table:
     """The summary of a commit with the counts of some of its images."""
     failed = [kind for kind in labeled.column("error_type").to_pylist() if kind is not None]
-    images, failures = pa.array([len(labeled)]), pa.array([failed], pa.list_(pa.string()))
-    summary = summary.set_column(summary.schema.get_field_index("images"), "images", images)
-    return summary.set_column(summary.schema.get_field_index("failures"), "failures", failures)
+    counts = {
+        "images": pa.array([len(labeled)]),
+        "failures": pa.array([failed], pa.list_(pa.string())),
+        "several": pa.array([several_pages(labeled)]),
+    }
+    for name, values in counts.items():
+        summary = summary.set_column(summary.schema.get_field_index(name), name, values)
+    return summary

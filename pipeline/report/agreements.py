@@ -4,19 +4,24 @@ from typing import Any
 
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.digests import checked, with_digest
+from cliper.pipeline.storage.sealed import DamagedFileError
 
 SUMMARY = "agreement/summary.json"  # in the first run's folder: {digest of the runs: summary}
 
 
 def read_summaries(run: Run) -> dict[str, dict[str, Any]]:
-    """The stored summaries by digest; empty if the run was never compared, or if the file is damaged."""
+    """The stored summaries by digest; empty if the run was never compared. Raises DamagedFileError."""
     try:
-        found = run.storage.read_json(join(run.uri, SUMMARY))
-    except (FileNotFoundError, ValueError):
+        return checked(run.storage.read(join(run.uri, SUMMARY)), required=False)
+    except FileNotFoundError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def add_summary(run: Run, digest: str, summary: dict[str, Any]) -> None:
-    """Add or replace one summary; the report shows all of them."""
-    run.storage.write_json(join(run.uri, SUMMARY), read_summaries(run) | {digest: summary}, indent=1)
+    """Add or replace one summary; the report shows all of them. A damaged file is replaced."""
+    try:
+        before = read_summaries(run)
+    except DamagedFileError:
+        before = {}
+    run.storage.write(join(run.uri, SUMMARY), with_digest(before | {digest: summary}, indent=1))

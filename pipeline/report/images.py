@@ -11,16 +11,16 @@ from PIL import Image
 from cliper.pipeline.run.masks import palette
 
 COLOURS = np.array(palette(), dtype=np.uint8).reshape(256, 3)
-OVERLAY_SIDE = 320  # pixels, the longer side in the page
+OVERLAY_SIDE = 400  # pixels, the longer side in the page
 
 
 def picture(pixels: npt.NDArray[np.uint8], side: int = OVERLAY_SIDE) -> str:
-    """RGB uint8 [H, W, 3] as a JPEG data URI, its longer side at most `side` pixels."""
+    """RGB uint8 [H, W, 3] as a WebP data URI, its longer side at most `side` pixels."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, format="WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def overlay(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """Self-contained HTML pages from the templates of this package; they load no other files."""
 
+import base64
 import math
 from collections.abc import Mapping
 from functools import cache
@@ -21,6 +22,12 @@ def _environment() -> Environment:
     environment.filters["share"] = share
     environment.filters["duration"] = duration
     return environment
+
+
+def data_uri(kind: str, content: str | bytes) -> str:
+    """Content of a media type inline, e.g. for a link that downloads it."""
+    data = content.encode() if isinstance(content, str) else content
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def share(value: float) -> str:

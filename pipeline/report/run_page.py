@@ -1,25 +1,41 @@
 """The report of a labeling run: a self-contained HTML page of throughput, failures, classes and example masks."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cliper.pipeline.config import embedded_note
+from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.parallel import Workers
-from cliper.pipeline.report.agreements import read_summaries
+from cliper.pipeline.report.agreements import SUMMARY, read_summaries
+from cliper.pipeline.report.gallery import (
+    FAILED,
+    Group,
+    choose,
+    class_groups,
+    failed_group,
+    failed_places,
+    legend,
+    once,
+    rounds,
+    that_fit,
+)
+from cliper.pipeline.report.images import colour
 from cliper.pipeline.report.page import duration, render_page, share
-from cliper.pipeline.report.run_images import Place, Shown, read_pictures
-from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, Sampled, collect
+from cliper.pipeline.report.run_images import read_pictures
+from cliper.pipeline.report.run_stats import BINS, Collected, RunStats, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.sealed import DamagedFileError
 
 CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table
+LEGEND = 60  # classes with their colors above the images
 _BAR = 6.0  # rem, the widest bar of an area
 
 
@@ -31,78 +47,106 @@ def write_run_report(run: Run, output: str, sample: int, workers: Workers = 1) -
     """
     collected = collect(run, sample, workers)
     stats = collected.stats
-    labels = _by_images(stats)[:CLASSES_SHOWN]
-    picks = {label: stats.picks(label) for label in labels}
-    pictures = read_pictures(run, collected.manifest, [pick for chosen in picks.values() for pick in chosen])
-    page = render_run(collected, throughput(run, collected.manifest), picks, pictures)
+    picks = choose(stats, by_images(stats)[:CLASSES_SHOWN])
+    order = rounds(picks) + failed_places(stats)
+    pictures = that_fit(read_pictures(run, collected.manifest, order), order)
+    groups = class_groups(stats, label_names(run), picks, pictures) + failed_group(stats, pictures)
+    page = render_run(collected, throughput(run, collected.manifest), groups)
     run.storage.write(output, page.encode())
     return collected
 
 
-def render_run(
-    collected: Collected,
-    speed: Throughput | None,
-    picks: Mapping[int, Sequence[Sampled]],
-    pictures: Mapping[Place, Shown],
-) -> str:
-    """The HTML page. `picks`: label to the images shown for it; `pictures`: those images."""
+def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[Group]) -> str:
+    """The HTML page; `groups` are the images shown, by class."""
     run, stats = collected.run, collected.stats
-    names = ["background", *class_names(run.identity)]
-    rows = [_class_row(stats, label, names[label]) for label in (0, *_by_images(stats)) if stats.images[label]]
+    names = label_names(run)
+    labels = by_images(stats)
+    rows = [_class_row(stats, label, names[label]) for label in (0, *labels) if stats.images[label]]
     left_out = collected.manifest.left_out.lines()
     stored = run.storage.read_json(join(run.uri, "run.json"))
+    agreements, damage = _agreements(run)
+    shown, pictures = once(groups)
     return render_page(
         "run_report.html",
         {
             "title": f"cliper run {run.uri.rstrip('/').rpartition('/')[2]}",
-            "model": _model(run, collected.read[0]),
+            "model": model_line(run, collected.read[0]),
             "input_uri": run.identity.get("input_uri", ""),
             "fingerprint": run.fingerprint,
             "created": stored.get("created", ""),
-            "notes": _notes(collected),
+            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows) + damage,
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
-            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out],
-            "agreements": list(read_summaries(run).values()),
+            "left_out": [line.removeprefix("left out  ").removeprefix("notice    ") for line in left_out]
+            + _more_pages(stats),
+            "agreements": agreements,
             "confidence": _confidence(stats),
             "classes": rows[:CLASSES_LISTED],
             "more_classes": max(0, len(rows) - CLASSES_LISTED),
             "never": [name for label, name in enumerate(names) if label and not stats.images[label]],
-            "groups": [_group(stats, label, names[label], picks[label], pictures) for label in picks],
-            "unshown": int(np.count_nonzero(stats.images[1:])) - len(picks),
+            "groups": shown,
+            "pictures": pictures,
+            "statuses": sorted(stats.statuses),
+            "legend": legend((label, names[label]) for label in labels[:LEGEND]),
+            "unshown": len(labels) - sum(group.name != FAILED for group in groups),
             "settings": json.dumps(run.identity, indent=2, ensure_ascii=False),
         },
     )
 
 
-def _by_images(stats: RunStats) -> list[int]:
+def _agreements(run: Run) -> tuple[list[dict[str, Any]], list[str]]:
+    """The agreements with other runs, and a note if their file cannot be read."""
+    try:
+        return list(read_summaries(run).values()), []
+    except DamagedFileError as error:
+        return [], [f"{SUMMARY} is damaged ({error}): `cliper agree` writes it again."]
+
+
+def _more_pages(stats: RunStats) -> list[str]:
+    """A line on pages and frames that are not labeled."""
+    if not stats.several:
+        return []
+    return [f"pages or frames behind the labeled one: {stats.several:,} files, for example {stats.several_first}"]
+
+
+def label_names(run: Run) -> list[str]:
+    """The name of every label, "background" first."""
+    return ["background", *class_names(run.identity)]
+
+
+def by_images(stats: RunStats) -> list[int]:
     """Labels of the foreground classes that occur, the most frequent first."""
     order = np.argsort(-stats.images[1:], kind="stable") + 1
     return [int(label) for label in order if stats.images[label]]
 
 
-def _model(run: Run, shard: int) -> str:
+def model_line(run: Run, shard: int) -> str:
+    """The model's line in a shard's file."""
     with open_shard(run, shard) as file:
         metadata = file.schema_arrow.metadata or {}
     return str(metadata.get(b"cliper.model", b"").decode())
 
 
-def _notes(collected: Collected) -> list[str]:
-    manifest, notes = collected.manifest, []
-    model = collected.run.identity.get("model", {}).get("backbone", {})
+def run_notes(run: Run, manifest: Manifest, done: int, read: int, rows: int) -> list[str]:
+    """The notes on top of a page: the embedded model, an unfinished run, a sample.
+
+    `done` shards are finished; `read` of them, with `rows` images, are shown.
+    """
+    notes = []
+    model = run.identity.get("model", {}).get("backbone", {})
     drawn = embedded_note(model.get("model", "") if isinstance(model, dict) else "")
     if drawn is not None:
         notes.append(f"{drawn[0].upper()}{drawn[1:]}.")
-    if len(collected.done) < manifest.shards:
+    if done < manifest.shards:
         notes.append(
-            f"Not finished: {len(collected.done):,} of {manifest.shards:,} shards are done. "
+            f"Not finished: {done:,} of {manifest.shards:,} shards are done. "
             "`cliper label` with the same options continues the run."
         )
-    if len(collected.read) < len(collected.done):
+    if read < done:
         notes.append(
-            f"Sampled: failures, classes, confidence and images are those of {collected.stats.rows:,} images, "
-            f"{len(collected.read):,} of the {len(collected.done):,} finished shards chosen at random."
+            f"Sampled: failures, classes, confidence and images are those of {rows:,} images, "
+            f"{read:,} of the {done:,} finished shards chosen at random."
         )
     return notes
 
@@ -161,20 +205,10 @@ def _class_row(stats: RunStats, label: int, name: str) -> dict[str, Any]:
     return {
         "label": label,
         "name": name,
+        "colour": colour(label) if label else None,
         "images": int(stats.images[label]),
         "area": area,
         "bar": round(_BAR * area / max(float(stats.pixels.max() / max(int(stats.pixels.sum()), 1)), 1e-12), 2),
         "confidence": f"{stats.mean_confidence()[label]:.2f}",
         "histogram": sparkline(counts, f"confidence of {name}: {_spread(counts)}"),
     }
-
-
-def _group(
-    stats: RunStats, label: int, name: str, picks: Sequence[Sampled], pictures: Mapping[Place, Shown]
-) -> dict[str, Any]:
-    shown = [pictures[pick.shard, pick.place] for pick in picks]
-    captions = [
-        f"{image.image_id}: {pick.kind}, {name} {image.confidence_of(label):.2f}"
-        for pick, image in zip(picks, shown, strict=True)
-    ]
-    return {"name": name, "images": int(stats.images[label]), "shown": list(zip(shown, captions, strict=True))}

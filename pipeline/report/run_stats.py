@@ -21,10 +21,10 @@ from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import read_tables
 
 BINS = 20  # of a confidence histogram, each 0.05 wide
-PICKS = 2  # images kept per class and kind
+PICKS = 6  # images kept per class and kind
 SAMPLED = ("most confident", "random", "least confident")
 EXAMPLES = 3  # failed images named per cause
-_COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage")
+_COLUMNS = ("image_id", "classes", "confidence", "status", "error_type", "error_message", "stage", "pages")
 _READERS = 4  # threads, without other workers
 _TOGETHER = 8  # shards of one task; fixed, so that sums do not depend on the number of workers
 
@@ -48,6 +48,7 @@ class Failures:
 
     images: int = 0
     examples: list[tuple[str, str]] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)  # shard and row of each example
 
 
 class _Best:
@@ -73,7 +74,8 @@ class RunStats:
 
     def __init__(self, classes: int) -> None:
         self.rows = 0
-        self.pixels_all = 0
+        self.several = 0  # files with more than one page or frame
+        self.several_first = ""  # the id of one
         self.statuses: Counter[str] = Counter()
         self.failures: dict[tuple[str, str], Failures] = defaultdict(Failures)  # by (cause, stage)
         self.confidence = np.zeros(BINS, dtype=np.int64)
@@ -87,18 +89,26 @@ class RunStats:
         """Count the rows of one shard, in file order."""
         self.rows += len(table)
         self.statuses.update(table["status"].to_pylist())
-        self._add_failures(table.filter(pc.not_equal(table["status"], "ok")))
+        self._add_pages(table.filter(pc.greater(table["pages"], 1)))
+        self._add_failures(shard, table)
         known = table["confidence"].drop_null().to_numpy()
         self.confidence += np.bincount(_bins(known), minlength=BINS)
         self._add_classes(shard, table["classes"].combine_chunks())
 
-    def _add_failures(self, failed: pa.Table) -> None:
-        names = ("image_id", "error_type", "error_message", "stage")
-        for row in failed.select(names).to_pylist():
+    def _add_pages(self, several: pa.Table) -> None:
+        self.several += len(several)
+        if len(several) and not self.several_first:
+            self.several_first = several["image_id"][0].as_py()
+
+    def _add_failures(self, shard: int, table: pa.Table) -> None:
+        places = np.flatnonzero(pc.not_equal(table["status"], "ok").to_numpy(zero_copy_only=False))
+        failed = table.select(("image_id", "error_type", "error_message", "stage")).take(places)
+        for place, row in zip(places.tolist(), failed.to_pylist(), strict=True):
             cause = self.failures[row["error_type"] or "unknown", row["stage"] or "unknown"]
             cause.images += 1
             if len(cause.examples) < EXAMPLES:
                 cause.examples.append((row["image_id"], row["error_message"] or ""))
+                cause.places.append((shard, place))
 
     def _add_classes(self, shard: int, column: pa.ListArray) -> None:
         entries, place = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy().astype(np.int64)
@@ -119,23 +129,28 @@ class RunStats:
         """Add the counts of later shards."""
         self.rows += other.rows
         self.statuses.update(other.statuses)
+        self.several += other.several
+        self.several_first = self.several_first or other.several_first
         for key, found in other.failures.items():
             mine = self.failures[key]
             mine.images += found.images
             mine.examples = (mine.examples + found.examples)[:EXAMPLES]
+            mine.places = (mine.places + found.places)[:EXAMPLES]
         for name in ("confidence", "images", "pixels", "confidence_sum", "class_confidence"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for kind, best in other._best.items():
             self._best[kind].add(best.score, best.keys)
 
     def picks(self, label: int) -> list[Sampled]:
-        """The images to show for a class, each once, by SAMPLED."""
-        chosen: dict[tuple[int, int], Sampled] = {}
+        """The images to show for a class, each once: the first of every kind of SAMPLED, the second, and so on."""
+        chosen: dict[tuple[int, int], tuple[int, Sampled]] = {}
         for kind in (SAMPLED[0], SAMPLED[2], SAMPLED[1]):  # if images are few, the extremes take precedence
             best = self._best[kind].keys
-            for _, shard, place in best[:, best[0] == label].T.tolist():
-                chosen.setdefault((shard, place), Sampled(label, shard, place, kind))
-        return sorted(chosen.values(), key=lambda pick: SAMPLED.index(pick.kind))
+            fresh = [place for _, *place in best[:, best[0] == label].T.tolist() if tuple(place) not in chosen]
+            for rank, (shard, place) in enumerate(fresh):
+                chosen[shard, place] = rank, Sampled(label, shard, place, kind)
+        order = sorted(chosen.values(), key=lambda found: (found[0], SAMPLED.index(found[1].kind)))
+        return [pick for _, pick in order]
 
     def mean_confidence(self) -> Floats:
         """Mean confidence of every label over the images that contain it, float64 [K + 1]; nan without images."""

@@ -16,7 +16,6 @@ work and not the shard. The next attempt takes them over. They are no commit: on
 
 import base64
 import faulthandler
-import json
 import math
 import re
 import sys
@@ -30,6 +29,7 @@ from typing import Any
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.digests import checked, with_digest
 
 Row = dict[str, Any]
 
@@ -62,10 +62,10 @@ class Attempts:
 
     @classmethod
     def read(cls, storage: Storage, run_uri: str, shard: int) -> "Attempts | None":
-        """Read the shard's file; None if there is none, or if a crash of the machine truncated it."""
+        """Read the shard's file; None if there is none, or if it is damaged, e.g. cut off by a crash."""
         uri = attempts_file(run_uri, shard)
         try:
-            found = json.loads(storage.read(uri))
+            found = checked(storage.read(uri))
             known = cls(storage, uri, found["starts"], Counter(found["deaths"]), found["current"], found["driver"])
             known.fresh, known.noted = found.get("fresh", True), found.get("noted", 0.0)
             known.done = [_unpacked(row) for row in found.get("done", [])]
@@ -149,7 +149,7 @@ class Attempts:
             "noted": self.noted,
             "done": [_packed(row) for row in self.done],
         }
-        self.storage.write(self.uri, json.dumps(content).encode())
+        self.storage.write(self.uri, with_digest(content))
 
 
 def _packed(row: Row) -> Row:

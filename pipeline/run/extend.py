@@ -13,16 +13,17 @@ Rows of finished shards are touched only where `relabel` asks for it. A driver h
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cliper.pipeline.config import ShardConfig
+from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.compare import Comparison, Difference, Known, new_entries
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import (
     Manifest,
     Part,
+    fitting_shards,
     read_part,
     refuse_collisions,
     write_index,
@@ -83,7 +84,7 @@ def extend_run(
     run: Run,
     manifest: Manifest,
     listed: Iterable[Entry],
-    limits: ShardConfig,
+    config: JobConfig,
     left_out: LeftOut,
     relabel: Collection[str] = (),
     on_progress: Callable[[int], None] = lambda count: None,
@@ -95,7 +96,7 @@ def extend_run(
     known = Known(run.storage, run.uri, manifest)
     found = Comparison(manifest.images)
     try:
-        new = _write_new(run, manifest, new_entries(known, listed, found), limits, on_progress)
+        new = _write_new(run, manifest, new_entries(known, listed, found), config, on_progress)
     except InputError:
         _remove_unnamed(run, manifest)
         raise
@@ -113,11 +114,12 @@ def extend_run(
 def _write_new(
     run: Run,
     manifest: Manifest,
-    entries: Iterable[Entry],
-    limits: ShardConfig,
+    entries: Iterator[Entry],
+    config: JobConfig,
     on_progress: Callable[[int], None],
 ) -> list[Part]:
     """Write the new shards. Raises InputError for two images of one id."""
+    limits, entries = fitting_shards(config, entries)
     new, ids = write_parts(entries, manifest.parts, run.storage, run.uri, limits, on_progress)
     if new:
         refuse_collisions(ids, Manifest([*manifest.parts, *new]), run.storage, run.uri)

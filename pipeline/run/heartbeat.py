@@ -4,18 +4,18 @@ progress.json is rewritten every EVERY seconds while a command labels and remove
 which shards are done is read from labels/.
 """
 
-import json
 import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.digests import checked, with_digest
 
 FILE = "progress.json"
 EVERY = 5.0  # seconds between two writes
@@ -46,14 +46,14 @@ def write_heartbeat(run: Run, beat: Heartbeat) -> None:
     """Write progress.json. A failure of the storage is ignored."""
     content: Mapping[str, object] = asdict(beat) | {"written": time.time(), "host": socket.gethostname()}
     with suppress(StorageError):
-        run.storage.write(join(run.uri, FILE), json.dumps(content).encode())
+        run.storage.write(join(run.uri, FILE), with_digest(content))
 
 
 def read_heartbeat(run: Run) -> Heartbeat | None:
     """The last heartbeat, or None if there is none, or it is damaged or stale."""
     try:
-        beat = TypeAdapter(Heartbeat).validate_json(run.storage.read(join(run.uri, FILE)))
-    except (FileNotFoundError, ValidationError):
+        beat = TypeAdapter(Heartbeat).validate_python(checked(run.storage.read(join(run.uri, FILE))))
+    except (FileNotFoundError, ValueError):  # also pydantic's
         return None
     return beat if beat.age < STALE else None
 

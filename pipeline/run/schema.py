@@ -14,8 +14,9 @@ import pyarrow as pa
 from cliper.model.classes import ignore_value
 from cliper.model.segmentation import Segmentation
 
-SCHEMA_VERSION = 2
-SINCE: dict[str, int] = {"proposed": 2}  # columns that came after version 1: the version that added each
+SCHEMA_VERSION = 3
+# Columns that came after version 1: the version that added each.
+SINCE: dict[str, int] = {"proposed": 2, "pages": 3}
 _VERSION = b"cliper.schema_version"  # file metadata
 
 
@@ -58,6 +59,7 @@ COLUMNS = pa.schema(
         _field("attempts", pa.int32(), "how often the image was tried", nullable=False),
         _field("run_fingerprint", pa.string(), "identity of the run that wrote the row", nullable=False),
         _field("proposed", pa.list_(pa.int32()), "labels that the segmenter considered; null if all"),
+        _field("pages", pa.int32(), "pages or frames of the file, of which one is labeled; null if not opened"),
     ]
 )
 

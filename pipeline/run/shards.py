@@ -13,13 +13,16 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.attempts import forget_attempts
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage, is_local, join
 from cliper.pipeline.storage.sealed import SealedWriter
 from cliper.pipeline.telemetry import committed
 
 # A shard is one row group unless it is very large: readers that scan one column touch little else.
 ROW_GROUP = 1024
+
+VISIBLE_WITHIN = 90.0  # seconds from a commit until every node sees the file
 
 DIGEST = b"cliper.digest"  # file metadata: see rows_digest
 SHARD = b"cliper.shard"  # file metadata: the shard's number
@@ -53,6 +56,7 @@ def shards_in(names: Iterable[str]) -> set[int]:
 def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Schema) -> pa.Table:
     """Write one labeled shard and return its one-row summary: shard, images, failures, bytes, finished (epoch s).
 
+    `several` counts the files with more than one page or frame.
     Writing a shard again, after a retry, puts the same rows under the same name.
     Raises ValueError if the block is not exactly one shard.
     """
@@ -70,10 +74,34 @@ def write_shard(table: pa.Table, storage: Storage, run_uri: str, schema: pa.Sche
             "shard": [shards[0]],
             "images": [len(labels)],
             "failures": pa.array([failed], pa.list_(pa.string())),
+            "several": [several_pages(labels)],
             "bytes": [len(data)],
             "finished": [time.time()],
         }
     )
+
+
+def require_visible(storage: Storage, run_uri: str, shard: int) -> None:
+    """Raise StorageError if a committed file does not appear on this machine: its writer has another disk.
+
+    File systems of a network may show a new file up to a minute later.
+    """
+    file = join(run_uri, shard_file(shard))
+    if not is_local(run_uri):
+        return
+    last = time.monotonic() + VISIBLE_WITHIN
+    while not storage.exists(file):
+        if time.monotonic() >= last:
+            raise StorageError(
+                f"a worker wrote {file}, and it is not on this machine: the nodes do not share the folder. "
+                "Choose an output on a shared disk, or s3://"
+            )
+        time.sleep(0.5)
+
+
+def several_pages(labels: pa.Table) -> int:
+    """The number of files with more than one page or frame."""
+    return pc.sum(pc.greater(labels["pages"], 1)).as_py() or 0
 
 
 def encode(labels: pa.Table, shard: int | None = None) -> bytes:

@@ -33,7 +33,7 @@ class Started:
     """A shard that was started and is not committed yet."""
 
     shard: int
-    starts: int  # more than 1: it was restarted
+    starts: int  # more than 1: it was restarted; 0: its notes could not be read
     deaths: int  # of processes, while one of its images was labeled alone
     image: str | None  # the current image, if they are labeled one by one
 
@@ -166,8 +166,12 @@ def started_shards(run: Run) -> tuple[Started, ...]:
     except FileNotFoundError:
         return ()
     for shard in numbers:
-        attempts = None if shard is None else Attempts.read(run.storage, run.uri, shard)
-        if shard is not None and attempts is not None:
+        if shard is None:
+            continue
+        attempts = Attempts.read(run.storage, run.uri, shard)
+        if attempts is None:  # damaged: its shard is labeled from the beginning
+            found.append(Started(shard, 0, 0, None))
+        else:
             found.append(Started(shard, attempts.starts, attempts.deaths.total(), attempts.current))
     return tuple(found)
 

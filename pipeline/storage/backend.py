@@ -5,9 +5,11 @@ Writes are atomic: a reader sees a whole file or none. Remote operations are tri
 """
 
 import errno
+import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
-from cliper.pipeline.storage.direct import DirectS3, direct_s3
+from cliper.pipeline.storage.direct import DirectS3, OtherTagError, bare_tag, direct_s3
 from cliper.pipeline.storage.listing import glob_s3, list_s3
 from cliper.pipeline.storage.local import read_local, too_large
 from cliper.pipeline.storage.retry import (
@@ -108,19 +110,33 @@ class Storage:
 
     def tag(self, uri: str) -> str:
         """Return an object's ETag without its quotes, "" if the store has none. Raises as `operate` does."""
-        options = {"refresh": True} if uri.startswith("s3://") else {}
-        found = self.operate(uri, lambda filesystem, path: filesystem.info(path, **options))
-        return str(found.get("ETag", "")).strip('"')
+        cached = uri.startswith("s3://")  # by s3fs
+
+        def ask(client: Any, path: str) -> Any:
+            return (
+                client.info(path, refresh=True)
+                if cached and not isinstance(client, DirectS3)
+                else client.info(path)
+            )
+
+        return bare_tag(str(self.operate(uri, ask).get("ETag") or ""))
 
     def read_many(
-        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int = 2**40
+        self,
+        uris: Sequence[str],
+        ranges: Sequence[tuple[int, int] | None],
+        most: int = 2**40,
+        tags: Sequence[str | None] = (),
     ) -> list[bytes | Exception]:
         """Fetch files, or byte ranges [start, end) of them, concurrently where the backend can.
 
         An object that cannot be read, or has more than `most` bytes, is its exception in the result; the others
-        are not affected. Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of
-        several objects: that is not the objects' fault, and the run can go on from here another time. Web hosts
-        are not one store: an object of a dead host is its exception, after a bounded time.
+        are not affected. `tags`: the ETags that objects had, without quotes; one read whole that has another is
+        OtherTagError, which may be wrong where s3fs reads and ETags are no MD5.
+
+        Raises StorageError if a store refuses our keys, is unavailable for all, or gives none of several objects:
+        that is not the objects' fault, and the run can go on from here another time. Web hosts are not one store:
+        an object of a dead host is its exception, after a bounded time.
         """
         results: list[bytes | Exception] = [b""] * len(uris)
         by_backend: dict[str, list[int]] = {}
@@ -129,22 +145,28 @@ class Storage:
             by_backend.setdefault("" if is_local(uri) else scheme.replace("https", "http"), []).append(i)
         for scheme, members in by_backend.items():
             wanted = [uris[i] for i in members], [ranges[i] for i in members]
-            for i, data in zip(members, self._read_from(scheme, *wanted, most), strict=True):
+            known = [tags[i] for i in members] if any(tags) else []
+            for i, data in zip(members, self._read_from(scheme, *wanted, most, known), strict=True):
                 results[i] = data
         return results
 
     def _read_from(
-        self, scheme: str, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], most: int
+        self,
+        scheme: str,
+        uris: Sequence[str],
+        ranges: Sequence[tuple[int, int] | None],
+        most: int,
+        tags: Sequence[str | None],
     ) -> list[bytes | Exception]:
         if not scheme:
             return read_local(uris, ranges, most)
         if scheme == "http":
             return read_web(uris, ranges, most, self.options)
-        found = self._read_together(uris, ranges)
+        found = self._read_together(uris, ranges, tags)
         return [too_large(None, most) if isinstance(data, bytes) and len(data) > most else data for data in found]
 
     def _read_together(
-        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None]
+        self, uris: Sequence[str], ranges: Sequence[tuple[int, int] | None], tags: Sequence[str | None]
     ) -> list[bytes | Exception]:
         try:
             clients = [self.objects(uri) for uri in uris]
@@ -157,7 +179,12 @@ class Storage:
             found: dict[int, bytes | Exception] = {}
             for client, members in _by_client(places, clients):
                 wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]
-                found.update(zip(members, client.cat_ranges(*wanted, on_error="return"), strict=True))
+                known = [tags[i] for i in members] if tags else []
+                if isinstance(client, DirectS3):
+                    read = client.cat_ranges(*wanted, tags=known)
+                else:
+                    read = _tagged(client.cat_ranges(*wanted, on_error="return"), known)
+                found.update(zip(members, read, strict=True))
             return [_empty_if_out_of_range(found[i], starts[i]) for i in places]
 
         results = fetch_with_retries(fetch, len(uris))
@@ -292,6 +319,21 @@ def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Ite
         key = client.bucket if isinstance(client, DirectS3) else ""
         groups.setdefault(key, (client, []))[1].append(i)
     yield from groups.values()
+
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def _tagged(read: Sequence[bytes | Exception], tags: Sequence[str | None]) -> Sequence[bytes | Exception]:
+    """OtherTagError for objects whose ETag looks like an MD5 and is not theirs: s3fs does not return the ETag."""
+
+    def one(data: bytes | Exception, tag: str | None) -> bytes | Exception:
+        if tag is None or isinstance(data, Exception) or not _MD5.fullmatch(tag):
+            return data
+        same = hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
+        return data if same else OtherTagError(data)
+
+    return list(map(one, read, tags)) if tags else read
 
 
 def _empty_if_out_of_range(data: bytes | Exception, start: int | None) -> bytes | Exception:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cliper.pipeline.errors import StorageError
-from cliper.pipeline.storage.backend import Storage, access_errors, is_local
+from cliper.pipeline.storage.backend import Storage, access_errors, is_local, refusal
 from cliper.pipeline.storage.direct import DirectS3
 from cliper.pipeline.storage.retry import error_code
 
@@ -66,7 +66,10 @@ def _check_and_write(storage: Storage, uri: str, content: bytes, version: str | 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder, made if need be; False where the file system has none for folders (NFS)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # FileNotFoundError in /proc, for example
+        raise refusal(str(folder), error) from error
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

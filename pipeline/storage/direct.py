@@ -55,6 +55,19 @@ _UNMARKED = "non-partial response"
 _UNMARKED_RANGES: set[str | None] = set()  # their endpoints
 
 
+def bare_tag(tag: str) -> str:
+    """An ETag without its quotes and the mark of a weak one, which a proxy may add."""
+    return tag.removeprefix("W/").strip('"')
+
+
+class OtherTagError(Exception):
+    """An object that was read has another ETag than expected; `data` are its bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__("another ETag")
+        self.data = data
+
+
 class DirectS3:
     """Objects of one bucket. The methods are those of an fsspec filesystem; paths are bucket/key."""
 
@@ -84,20 +97,32 @@ class DirectS3:
         return data
 
     def cat_ranges(
-        self, paths: Sequence[str], starts: Sequence[int | None], ends: Sequence[int | None], on_error: str = ""
+        self,
+        paths: Sequence[str],
+        starts: Sequence[int | None],
+        ends: Sequence[int | None],
+        on_error: str = "",
+        tags: Sequence[str | None] = (),
     ) -> list[bytes | Exception]:
-        """Read several at the same time; one that fails is its exception."""
+        """Read several at the same time; one that fails is its exception.
 
-        def read(path: str, start: int | None, end: int | None) -> bytes | Exception:
+        `tags`: the expected ETags, without quotes, of objects that are read whole; another one is OtherTagError.
+        """
+
+        def read(path: str, start: int | None, end: int | None, tag: str | None) -> bytes | Exception:
             try:
-                return self.cat_file(path, start, end)
+                if tag is None or (start, end) != (None, None):
+                    return self.cat_file(path, start, end)
+                data, found = self.read_versioned(path)
+                return data if found is None or bare_tag(found) == tag else OtherTagError(data)
             except Exception as error:
                 return error
 
+        expected = tags or [None] * len(paths)
         if len(paths) == 1:
-            return [read(paths[0], starts[0], ends[0])]
+            return [read(paths[0], starts[0], ends[0], expected[0])]
         with ThreadPoolExecutor(min(TOGETHER, len(paths))) as pool:
-            return list(pool.map(read, paths, starts, ends))
+            return list(pool.map(read, paths, starts, ends, expected))
 
     def read_versioned(self, path: str) -> tuple[bytes, str | None]:
         """The object's bytes and its ETag, of one answer."""

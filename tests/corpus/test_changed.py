@@ -1,5 +1,6 @@
 """A corpus that changes between listing and reading: what differs is a failed row, not another image."""
 
+import hashlib
 import io
 import os
 import tarfile
@@ -15,6 +16,7 @@ from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.corpus.sources import Entry, list_entries
 from cliper.pipeline.storage.backend import Storage
+from tests.support import faulty_s3
 from tests.support.fakes import jpeg
 from tests.support.faulty_s3 import FaultyS3
 
@@ -110,14 +112,50 @@ def test_copies_with_another_modification_time_are_read(tmp_path: Path) -> None:
     assert outcome(entries) == {"a.jpg": None}
 
 
-def test_objects_replaced_by_others_of_the_same_size() -> None:
+def test_files_modified_since_the_listing_are_not_labeled(tmp_path: Path) -> None:
+    """The same size each time; what is read for labeling is `dated`."""
+    for name in ("same", "replaced", "written into", "gone"):
+        (tmp_path / f"{name}.jpg").write_bytes(jpeg(1))
+        os.utime(tmp_path / f"{name}.jpg", ns=(10**18, 10**18))
+    entries = listed(tmp_path)
+    (tmp_path / "new").write_bytes(jpeg(1)[:-1] + b"?")
+    (tmp_path / "new").replace(tmp_path / "replaced.jpg")
+    with (tmp_path / "written into.jpg").open("r+b") as handle:
+        handle.write(jpeg(1)[:100])
+    (tmp_path / "gone.jpg").unlink()
+    rows = load_entries(LOCAL, 0, entries, "image", dated=True).to_pylist()
+    found = {row["image_id"]: row["error_type"] for row in rows}
+    assert found == {
+        "same.jpg": None,
+        "replaced.jpg": "changed",
+        "written into.jpg": "changed",
+        "gone.jpg": "missing",
+    }
+
+
+def test_objects_replaced_under_an_etag_that_is_no_md5() -> None:
+    """As of an upload in parts: the ETag of the answer is compared."""
+    with FaultyS3() as store, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faulty_s3, "_etag", lambda data: f'"{hashlib.sha256(data).hexdigest()[:32]}-3"')
+        storage = Storage(store.options)
+        store.objects |= {f"bucket/in/{name}.jpg": jpeg(1) for name in "ab"}
+        entries = list(list_entries(storage, "s3://bucket/in", InputConfig()))
+        assert entries[0].stamp is not None
+        assert entries[0].stamp.endswith("-3")
+        store.objects["bucket/in/b.jpg"] = jpeg(1)[:-1] + b"?"
+        rows = load_entries(storage, 0, entries, "image").to_pylist()
+        assert [row["error_type"] for row in rows] == [None, "changed"]
+
+
+@pytest.mark.parametrize("bucket", ["b", "bucket"])  # a bucket of one letter is left to s3fs
+def test_objects_replaced_by_others_of_the_same_size(bucket: str) -> None:
     with FaultyS3() as store:
         storage = Storage(store.options)
-        store.objects |= {f"b/in/{name}.jpg": jpeg(1) for name in "abcd"}
-        entries = list(list_entries(storage, "s3://b/in", InputConfig()))
+        store.objects |= {f"{bucket}/in/{name}.jpg": jpeg(1) for name in "abcd"}
+        entries = list(list_entries(storage, f"s3://{bucket}/in", InputConfig()))
         load_entries(storage, 0, entries, "image")
         unchanged = store.count("HEAD", "")
-        store.objects |= {f"b/in/{name}.jpg": jpeg(1)[:-1] + b"?" for name in "bd"}
+        store.objects |= {f"{bucket}/in/{name}.jpg": jpeg(1)[:-1] + b"?" for name in "bd"}
         rows = load_entries(storage, 0, entries, "image").to_pylist()
         assert [row["error_type"] for row in rows] == [None, "changed", None, "changed"]
         assert store.count("HEAD", "") == 2 * unchanged + 2

@@ -162,9 +162,20 @@ def test_the_full_page_is_labeled() -> None:
     found = decode(pages((small, 1), (large, 0), (other, 0)), LIMIT)
     assert (found.width, found.height) == (8, 6)
     assert found.pixels[0, 0].tolist() == [0, 255, 0]
+    assert found.pages == 2
     mask = decode(pages((small, 0), (large, 4)), LIMIT)
-    assert (mask.width, mask.height) == (4, 3)
+    assert (mask.width, mask.height, mask.pages) == (4, 3, 1)
     assert pixels_claimed(pages((small, None), (large, None))) == 48
+
+
+@pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG", "MPO", "JPEG"])
+def test_frames_are_counted(form: str) -> None:
+    red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
+    buffer = io.BytesIO()
+    red.save(buffer, form, save_all=True, append_images=[blue, red])
+    found = decode(buffer.getvalue(), LIMIT)
+    assert found.pages == (1 if form == "JPEG" else 3)
+    assert found.pixels[0, 0].tolist() in ([255, 0, 0], [254, 0, 0])
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cliper.model.errors import CliperError
 from cliper.pipeline.config import InputConfig, JobConfig, ShardConfig
@@ -82,13 +83,16 @@ def test_every_file_of_a_mixed_folder_is_labeled_or_counted(
 
 def test_the_report_lists_skipped_files(tmp_path: Path) -> None:
     corpus = str(mixed_folder(tmp_path / "in"))
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "in" / "moving.gif", save_all=True, append_images=frames[1:])
     run = label_directly(corpus, str(tmp_path / "run"), JobConfig(), CLASSES, Brightness)
     statuses = Counter(row["status"] for row in rows_of(run))
-    assert statuses == {"ok": 63, "failed": 6}
+    assert statuses == {"ok": 64, "failed": 6}
     write_run_report(run, str(tmp_path / "report.html"), 1000)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Left out of the corpus" in page
     assert "<li>5 without ending: no ending; --any-name reads them by content" in page
+    assert "<li>pages or frames behind the labeled one: 1 files, for example moving.gif" in page
 
 
 def test_older_manifests_can_be_read(tmp_path: Path) -> None:

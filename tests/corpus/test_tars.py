@@ -202,5 +202,5 @@ def test_brace_ranges(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x.tar.gz", "x.tgz", "x.zip", "x.arrow", "x.tfrecord", "x.jpg.gz"])
 def test_refused_archives_explain_the_conversion(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"PK")
-    with pytest.raises(InputError, match="is not read: .*(unpack|convert|write)"):
+    with pytest.raises(InputError, match="is not read.*(unpack|convert|write)"):
         listed(tmp_path / name)

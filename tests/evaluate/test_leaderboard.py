@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from cliper.jobs.common import Resources
 from cliper.jobs.evaluations import Options
 from cliper.jobs.leaderboard import entry_config, evaluate_segmenters, prepared_benchmarks
+from cliper.jobs.options import Resources
 from cliper.jobs.session import ray_session
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import load_classes

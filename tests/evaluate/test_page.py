@@ -1,5 +1,6 @@
 """Results, report page, comparison of runs, the table, and sweeps."""
 
+import base64
 import csv
 import io
 import json
@@ -17,8 +18,9 @@ from cliper.model.config import BackboneConfig, CLIPerConfig, FusionConfig, Labe
 from cliper.pipeline.config import JobConfig, ShardConfig, load_classes
 from cliper.pipeline.corpus.load import load_entries
 from cliper.pipeline.errors import EvaluationError
-from cliper.pipeline.evaluate.charts import bar_chart, heat_map
-from cliper.pipeline.evaluate.compare import compare, find_results, matching, table
+from cliper.pipeline.evaluate.charts import confusions, heat_map, taken_for
+from cliper.pipeline.evaluate.compare import compare, find_results, matching, table, to_html
+from cliper.pipeline.evaluate.compare import to_markdown as comparison_text
 from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.evaluate.page import write_report
 from cliper.pipeline.evaluate.prepare.write import prepare
@@ -95,9 +97,8 @@ def test_the_report_has_every_form_and_they_agree(tmp_path, prepared, truths):
 
     html = (folder / "index.html").read_text()
     assert not re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", html), "the page must load nothing"
-    assert "<script" not in html
-    assert html.count("data:image/jpeg") == 3 * 8  # four best, four worst: photo, truth, prediction
-    for text in (f"{100 * results['miou']:.2f}", "50.00", "class 2", "protocol cliper", "<svg"):
+    assert html.count("data:image/webp") == 3 * 8  # four best, four worst: photo, truth, prediction
+    for text in (f"{100 * results['miou']:.2f}", "50.00", "class 2", "protocol cliper", "not counted"):
         assert text in html
     best = html[html.index("Best images") : html.index("Worst images")]
     assert "scene-004, mIoU 100.00" in best
@@ -116,8 +117,11 @@ def test_names_are_escaped(tmp_path):
     prepared = prepare("folder", root, str(tmp_path / "out"), STORAGE)
     *_, page = reported(tmp_path, "run", prepared, truths)
     html = Path(page).read_text()
-    assert "<script" not in html
+    assert "<script>alert" not in html
     assert "b &amp; c" in html
+    table = (Path(page).parent / "per_class.tex").read_text()
+    assert r"b \& c &" in table and r"\$x\_1\$ &" in table and r"$<$script$>$alert(1)$<$/script$>$ &" in table
+    assert table.count(r" \\") == 2 + 4, "a head, three classes and background, and their mean"
 
 
 def test_failed_and_partial_evaluations_are_marked(tmp_path, prepared, truths):
@@ -133,28 +137,42 @@ def test_failed_and_partial_evaluations_are_marked(tmp_path, prepared, truths):
     assert "scene-001, mIoU" not in html
 
 
-def test_charts_hold_every_class_even_171_of_them():
+def test_the_matrix_holds_every_class_even_171_of_them():
     size = 172
     confusion = np.zeros((size, size + 1), dtype=np.int64)
-    confusion[np.arange(size), np.arange(size)] = np.arange(size)
+    confusion[np.arange(size), np.arange(size)] = 4 * np.arange(size)
+    confusion[171, 3], confusion[5, 9], confusion[7, size] = 300, 20, 1
     per_class = [{"name": f"n{k}", "counted": k > 0, "iou": k / size, "class_id": k} for k in range(size)]
     results = {"per_class": per_class, "confusion": confusion.tolist()}
-    bars = bar_chart(results)
-    assert all(f"<!-- n{k} -->" in bars for k in range(1, size))
-    assert bars.startswith("<svg")
-    assert heat_map(results).startswith("<svg")
+    heat = heat_map(results)
+    assert heat["rows"] == [f"n{k}" for k in range(1, size)], "classes that occur"
+    assert heat["columns"] == [*heat["rows"], "no class"]
+    assert heat["totals"][170] == 4 * 171 + 300
+    with Image.open(io.BytesIO(base64.b64decode(heat["image"].partition(",")[2]))) as image:
+        opacity = np.array(image)[..., 3]
+    shares = np.array(heat["cells"]) / np.array(heat["totals"])[:, None]
+    assert np.abs((opacity / 255.0) ** 2 - shares).max() < 0.01
+    first, second = confusions(results)
+    assert first == {"truth": "n171", "predicted": "n3", "pixels": 300, "share": 300 / (4 * 171 + 300)}
+    assert second == {"truth": "n5", "predicted": "n9", "pixels": 20, "share": 0.5}
+    assert [k for k, found in enumerate(taken_for(results)) if found] == [5, 171]
 
 
 def test_compare_pairs_the_runs(tmp_path, prepared, truths):
     reported(tmp_path, "a", prepared, noisy(truths, 0.5))
     reported(tmp_path, "b", prepared, noisy(truths, 0.1))
     first, second = matching(str(tmp_path / "a"), str(tmp_path / "b"), STORAGE)
-    found, page = compare(first, second, STORAGE)
+    comparison = compare(first, second, STORAGE)
+    found, page = comparison.found, comparison_text(comparison)
     assert found.miou == pytest.approx(second.results["miou"] - first.results["miou"], abs=1e-12)
     assert 0 < found.interval.low < found.miou < found.interval.high
     assert found.share_better == 1
     figures = [f"{100 * entry.results['miou']:.2f}" for entry in (first, second)]
     assert f"| mIoU | {figures[0]} | {figures[1]} | {100 * found.miou:+.2f} |" in page
+    html = to_html(comparison)
+    for text in (*figures, f"{100 * found.miou:+.2f}", "Images that gain most", "class 2", '<td class="n">+'):
+        assert text in html
+    assert "Images that lose most" not in html
     assert [entry.results["setting"] for entry in find_results(str(tmp_path / "a"), STORAGE)] == ["a"]
 
 
@@ -218,12 +236,12 @@ def test_a_sweep_equals_separate_runs_and_runs_the_networks_once(job, prepared, 
     values = parse_sweep(
         ["attention_threshold=0.2,0.99", "background_threshold=0.0,0.9", "presence_threshold=0.1,0.9"]
     )
-    grid = make_grid(job.config.model, values)
+    grid = make_grid(job.config, values)
     assert len(grid.variants()) == 8
     evaluation = open_evaluation(job.run, prepared)
     folder = open_sweep(evaluation, grid)
     assert folder == open_sweep(evaluation, grid)
-    worker = SweepShard(job.config, job.classes, grid, evaluation.counter(folder), 1)
+    worker = SweepShard(job, grid, evaluation.counter(folder), 1)
     for shard in range(job.manifest.shards):
         entries = job.manifest.read_shard(STORAGE, job.run.uri, shard)
         worker(load_entries(STORAGE, shard, entries, "image"))
@@ -249,11 +267,11 @@ def test_sweeps_of_the_unknown_are_refused(job):
     with pytest.raises(
         EvaluationError, match="'logit_scale' cannot be swept; allowed: attention_threshold, presence"
     ):
-        make_grid(job.config.model, {"logit_scale": [50]})
+        make_grid(job.config, {"logit_scale": [50]})
     from cliper.model.errors import ConfigError
 
     with pytest.raises(ConfigError, match="presence_threshold: Input should be less than or equal to 1"):
-        make_grid(job.config.model, {"presence_threshold": [2]})
+        make_grid(job.config, {"presence_threshold": [2]})
     with pytest.raises(ConfigError, match="expected SETTING=A,B"):
         parse_sweep(["presence_threshold"])
 
@@ -265,9 +283,9 @@ def test_csv_leaves_undefined_ratios_empty():
 
 
 def test_the_margin_threshold_is_swept_and_otherwise_not_named():
-    model = CLIPerConfig()
-    grid = make_grid(model, {"margin_threshold": [0.0, 0.3]})
+    config = JobConfig()
+    grid = make_grid(config, {"margin_threshold": [0.0, 0.3]})
     assert [variant["margin_threshold"] for variant in grid.variants()] == [0.0, 0.3]
-    assert "margin_threshold" not in make_grid(model, {"presence_threshold": [0.1]}).variants()[0]
+    assert "margin_threshold" not in make_grid(config, {"presence_threshold": [0.1]}).variants()[0]
     rows = [variant | {"miou": 0.5, "pixel_accuracy": 0.6} for variant in grid.variants()]
     assert sweep_table(rows).splitlines()[0] == "| margin_threshold | mIoU | pixel accuracy |"

@@ -24,8 +24,8 @@ from cliper.pipeline.run.shards import shard_file, write_shard
 from cliper.pipeline.storage.backend import Storage, join
 from tests.conftest import S3Server
 from tests.export.test_formats import READERS, names_to_ids
-from tests.jobs.test_cli import cliper
 from tests.run.test_rows import Failing
+from tests.support.command import cliper
 from tests.support.export_runs import HARD_IDS, plan_of, scenes, scripted_run, stored_masks
 
 SHARDS = 4

@@ -27,11 +27,15 @@ class FlakyProxy:
 
     slow_down: 503 without contacting the server. reset: TCP reset without contacting the server. answer_lost: TCP
     reset after the server has executed the request. stall: no answer. truncated: fewer bytes than Content-Length
-    (an answer without a body is reset instead).
+    (an answer without a body is reset instead). Files of paths with `slow` in them arrive at a byte per second;
+    `trickled` counts these answers.
     """
 
-    def __init__(self, upstream: str, rate: float, seed: int, faults: tuple[str, ...] = FAULTS) -> None:
-        self.upstream, self.rate, self.faults = upstream, rate, faults
+    def __init__(
+        self, upstream: str, rate: float, seed: int, faults: tuple[str, ...] = FAULTS, slow: str | None = None
+    ) -> None:
+        self.upstream, self.rate, self.faults, self.slow = upstream, rate, faults, slow
+        self.trickled = 0
         self.random = random.Random(seed)
         self.injected: Counter[str] = Counter()
         self.requests = 0
@@ -83,7 +87,22 @@ class FlakyProxy:
             request.method, url, headers=headers, data=body or None, allow_redirects=False
         ) as answer:
             content = await answer.read()
+            if self.slow is not None and request.method == "GET" and self.slow in request.path:
+                self.trickled += 1
+                return await _trickle(request, answer.status, list(answer.headers.items()), content)
             return await _answer(request, answer.status, list(answer.headers.items()), content, fault)
+
+
+async def _trickle(
+    request: web.Request, status: int, headers: list[tuple[str, str]], content: bytes
+) -> web.StreamResponse:
+    response = _begun(status, headers)
+    response.content_length = len(content)
+    await response.prepare(request)
+    for place in range(len(content)):
+        await response.write(content[place : place + 1])
+        await asyncio.sleep(1)
+    return response
 
 
 async def _answer(
@@ -91,10 +110,7 @@ async def _answer(
 ) -> web.StreamResponse:
     if fault == "answer_lost" or (fault == "truncated" and not content):
         return _reset(request)
-    response = web.StreamResponse(status=status)
-    for name, value in headers:
-        if name.lower() not in HOP_BY_HOP:
-            response.headers.add(name, value)
+    response = _begun(status, headers)
     if request.method != "HEAD":
         response.content_length = len(content)
     await response.prepare(request)
@@ -106,6 +122,14 @@ async def _answer(
         request.transport.close()
     with suppress(ConnectionError):
         await response.write_eof()
+    return response
+
+
+def _begun(status: int, headers: list[tuple[str, str]]) -> web.StreamResponse:
+    response = web.StreamResponse(status=status)
+    for name, value in headers:
+        if name.lower() not in HOP_BY_HOP:
+            response.headers.add(name, value)
     return response
 
 

@@ -170,6 +170,26 @@ def flaky_storage(setting: Setting) -> Outcome:
     return Outcome(count(setting.place.open("flaky"), expected), detail)
 
 
+def slow_store(setting: Setting) -> Outcome:
+    """A store sends a byte a second: of all images, which stops the run; then of one, which is a failed row."""
+    contents = setting.place.corpus(setting.images)
+    slow = sorted(contents)[setting.images // 2]
+    patience = {"actors": 1, "cpus_per_actor": 1, "load_seconds": 8, "load_rate": 100_000}
+    command, upstream = options(setting, "brightness", resources=patience), setting.place.options["endpoint_url"]
+    with FlakyProxy(upstream, 0.0, setting.seed, slow=f"corpus-{setting.images}/") as proxy:
+        through = [*command, "--storage-option", f"endpoint_url={proxy.endpoint}"]  # the last one counts
+        text = Driver(setting.place, "slow", through, setting.ray).finish(2)
+        assert "the store delivers less than 100 kB/s; the same command continues" in text, text
+        assert "Traceback" not in text, text
+        of_all = proxy.trickled
+    with FlakyProxy(upstream, 0.0, setting.seed, slow=slow) as proxy:
+        through = [*command, "--storage-option", f"endpoint_url={proxy.endpoint}"]
+        Driver(setting.place, "slow", through, setting.ray).finish()
+        detail = {"trickled": of_all, "then_trickled": proxy.trickled}
+    expected = dict(brightness_of(contents)) | {slow: ("failed", "unreadable")}
+    return Outcome(count(setting.place.open("slow"), expected), detail)
+
+
 POISON: dict[str, tuple[str, str]] = {  # expected (status, error_type) of each kind
     "segfault": ("poison", "poison"),
     "exit": ("poison", "poison"),
@@ -240,9 +260,10 @@ def changed_settings(setting: Setting) -> Outcome:
 
 
 def corpus_grows(setting: Setting) -> Outcome:
-    """New and replaced files, then `--extend --relabel changed` with its driver killed, again and again.
+    """New and replaced files, then `--extend` with its driver killed, again and again.
 
-    The last command finishes: every image once, with the mask of its last content.
+    Every second file is replaced by one of the same size if there is room. The last command finishes: every image
+    once, with the mask of its last content.
     """
     storage, generator, kills = Storage(setting.place.options), random.Random(setting.seed), 0
     corpus = f"{setting.place.root}/corpus-growing"
@@ -250,12 +271,15 @@ def corpus_grows(setting: Setting) -> Outcome:
     command = options(setting)
     command[command.index("--input") + 1] = corpus
     Driver(setting.place, "grows", command, setting.ray).finish()
-    command += ["--extend", "--relabel", "changed"]
+    command += ["--extend", "--relabel", "changed", "--relabel", "touched"]
+    same_size = 0
     for day in range(setting.times):
         news = {f"day-{day}/{i:03d}.jpg": jpeg(1000 * day + i) for i in range(2 * IMAGES_PER_SHARD)}
         other = generator.sample(sorted(contents), 10)
-        longer = bytes(5000 * (day + 1))  # than before: local files of the same size are not `changed`
-        news |= {name: jpeg(generator.randrange(10**6)) + longer for name in other}
+        for place, name in enumerate(other):
+            size = len(contents[name]) + (place % 2) * 5000
+            news[name] = jpeg(generator.randrange(10**6)).ljust(size, b"\0")
+            same_size += len(news[name]) == len(contents[name])
         for name, data in news.items():
             storage.write(f"{corpus}/{name}", data)
         contents |= news
@@ -264,7 +288,8 @@ def corpus_grows(setting: Setting) -> Outcome:
         driver.wait_for_shards(driver.shards() + more)
         time.sleep(generator.uniform(0, 8) if more == 0 else generator.uniform(0, 0.3))
         kills += driver.kill()
-    return finished(setting, "grows", command, brightness_of(contents), extensions=setting.times, kills=kills)
+    detail = {"extensions": setting.times, "kills": kills, "replaced_same_size": same_size}
+    return finished(setting, "grows", command, brightness_of(contents), **detail)
 
 
 def corpus_changes(setting: Setting) -> Outcome:
@@ -276,8 +301,9 @@ def corpus_changes(setting: Setting) -> Outcome:
     driver = Driver(setting.place, "changes", command, setting.ray)
     driver.wait_for_shards(1)
     replaced = sorted(contents)[-2 * IMAGES_PER_SHARD :]
-    for name in replaced:
-        storage.write(f"{corpus}/{name}", jpeg(77) + contents[name])
+    for place, name in enumerate(replaced):  # every second one by a file of the same size
+        data = jpeg(77) + contents[name]
+        storage.write(f"{corpus}/{name}", data[: len(contents[name])] if place % 2 else data)
     driver.finish()
     expected, run = dict(brightness_of(contents)), setting.place.open("changes")
     failed = {name for name, found in written(run) if found == ("failed", "changed")} & set(replaced)
@@ -314,8 +340,9 @@ SCENARIOS: dict[str, Callable[[Setting], Outcome]] = {
     "dead driver elsewhere, clocks off": foreign_lease,
     "resumed with other settings": changed_settings,
     "10% of requests broken": flaky_storage,
+    "slow store": slow_store,
     "disk full": disk_full,
     "corpus grows, driver killed": corpus_grows,
     "corpus changes under the run": corpus_changes,
 }
-ONLY_AT = {"10% of requests broken": "s3", "disk full": "local"}  # the others happen at both
+ONLY_AT = {"10% of requests broken": "s3", "slow store": "s3", "disk full": "local"}  # the others happen at both

@@ -9,32 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from cliper.pipeline.config import load_classes, load_config
 from tests.conftest import PHOTOS, ROOT, S3Server
+from tests.support.command import all_rows, cliper, cliper_here, label_command, started, wait_for_shards
+from tests.support.direct import label_directly
 from tests.support.fakes import write_corpus
-
-CLIPER = str(Path(sys.executable).parent / "cliper")
-
-
-def cliper(*arguments: str, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [CLIPER, *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env=os.environ | environment,
-    )
-
-
-def label_command(settings: dict[str, str], corpus: str | Path, output: str | Path = "", *more: str) -> list[str]:
-    given = {"--output": str(output)} | settings
-    return ["label", "--input", str(corpus), *(part for pair in given.items() for part in pair), *more]
-
-
-def all_rows(output: Path) -> list[dict[str, object]]:
-    return [row for path in sorted((output / "labels").iterdir()) for row in pq.read_table(path).to_pylist()]
 
 
 def test_help_is_a_page() -> None:
@@ -57,16 +36,19 @@ def test_help_is_a_page() -> None:
 
 def test_photographs_end_to_end_in_every_storage(settings: dict[str, str], tmp_path: Path, s3: S3Server) -> None:
     """The four example photographs from disk to disk, and from S3 to S3 with keys in the environment."""
-    done = cliper(*label_command(settings, PHOTOS, tmp_path / "run"))
+    (tmp_path / "home").mkdir()
+    done = cliper(*label_command(settings, PHOTOS, tmp_path / "run"), HOME=str(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "home" / ".ray").exists(), "a token, which later clusters would ask for"
     assert re.search(r"labeled   4 images in [\d.]+ s", done.stdout)
     assert "failed    0" in done.stdout
     first, *lines = done.stderr.splitlines()
     assert first == "left out  1 .md: not an image's ending"
     for told in (
         "4 images in ",
+        "starting Ray on this machine",
         "starting 1 actor, each ",
-        "1 actor ready: ",
+        "1 actor ready: model loaded in ",
         "first images labeled after",
     ):
         assert sum(line.startswith(told) for line in lines) == 1, done.stderr
@@ -88,54 +70,58 @@ def test_photographs_end_to_end_in_every_storage(settings: dict[str, str], tmp_p
     on_s3 = {row["image_id"]: row["mask"] for row in all_rows(s3.folder / "out" / "run")}
     assert on_s3 == {image_id: row["mask"] for image_id, row in rows.items()}
 
-    again = cliper(*label_command(settings, PHOTOS, tmp_path / "run"))
+    again = cliper_here(*label_command(settings, PHOTOS, tmp_path / "run"))
     assert "4 images in 1 shards, 4 of them done" in again.stderr
-    other = cliper(*label_command(settings, PHOTOS, tmp_path / "run", "--batch-size", "3"))
+    other = cliper_here(*label_command(settings, PHOTOS, tmp_path / "run", "--batch-size", "3"))
     assert other.returncode == 2
     assert "belongs to a run with other settings: model.batch_size was 8, is now 3" in other.stderr
 
 
-def started(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [CLIPER, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
-def wait_for_shards(output: Path, count: int, process: "subprocess.Popen[str]") -> None:
-    """Wait until `count` shards are committed or the process has ended."""
-    while process.poll() is None and len(list((output / "labels").glob("shard-*"))) < count:
-        time.sleep(0.02)
-
-
-def test_killed_three_times_and_resumed_equals_uninterrupted(settings: dict[str, str], tmp_path: Path) -> None:
-    corpus = tmp_path / "corpus"
-    write_corpus(corpus, 80, broken_each=1)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert cliper(*label_command(settings, corpus, whole)).returncode == 0
-    points = sorted(random.Random(time.time_ns()).sample(range(1, 20), 3))
-    for point in points:
-        process = started(label_command(settings, corpus, killed))
-        wait_for_shards(killed, point, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    done = cliper(*label_command(settings, corpus, killed))
-    assert done.returncode == 0, done.stderr
-    assert all_rows(killed) == all_rows(whole), f"killed at {points} shards"
-    assert len(all_rows(whole)) == 80
-
-
-def test_ctrl_c_stops_cleanly_and_continues(settings: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_interrupted_in_every_way_equals_an_uninterrupted_one(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Ctrl-C, then SIGTERM while a second command is refused, then SIGKILL; each time the same command goes on."""
     corpus, output = tmp_path / "corpus", tmp_path / "run"
-    write_corpus(corpus, 120)
-    process = started(label_command(settings, corpus, output))
-    wait_for_shards(output, 1, process)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=300)
-    assert process.returncode == 130, stderr
-    assert f"stopped; the same command continues {output}" in stderr
+    write_corpus(corpus, 120, broken_each=1)
+    command = label_command(settings, corpus, output)
+
+    first = started(command)
+    wait_for_shards(output, 1, first)
+    first.send_signal(signal.SIGINT)
+    _, stderr = first.communicate(timeout=300)
+    assert first.returncode == 130, stderr
+    assert stderr.endswith(f"stopped; the same command continues {output}\n")
     assert "Traceback" not in stderr
-    assert cliper(*label_command(settings, corpus, output)).returncode == 0
-    assert len({row["image_id"] for row in all_rows(output)}) == 120
+    assert not (output / "lease.json").exists()
+    kept = {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
+
+    second = started(command)
+    wait_for_shards(output, len(kept) + 1, second)
+    second.send_signal(signal.SIGSTOP)  # so that it does not finish too early
+    refused = cliper_here(*command)
+    assert refused.returncode == 2, refused.stderr
+    assert f"{output} is in use by process {second.pid} on " in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    second.send_signal(signal.SIGTERM)
+    second.send_signal(signal.SIGCONT)
+    _, stderr = second.communicate(timeout=300)
+    assert second.returncode == 143, stderr
+    assert stderr.endswith(f"stopped; the same command continues {output}\n")
+
+    third = started(command)
+    point = len(list(output.glob("labels/*"))) + random.Random(time.time_ns()).randrange(1, 6)
+    wait_for_shards(output, point, third)
+    os.killpg(third.pid, signal.SIGKILL)
+    third.communicate()
+    assert 3 <= len(list(output.glob("labels/*"))) < 30
+
+    done = cliper(*command)
+    assert done.returncode == 0, done.stderr
+    assert kept.items() <= {path.name: path.read_bytes() for path in (output / "labels").iterdir()}.items()
+    assert sorted(path.name for path in output.iterdir()) == ["attempts", "labels", "manifest", "run.json"]
+    config, classes = load_config(settings["--config"]), load_classes(settings["--classes"])
+    whole = label_directly(str(corpus), str(tmp_path / "whole"), config, classes)
+    assert all_rows(output) == all_rows(Path(whole.uri)), f"killed at {point} shards"
 
 
 def test_mistakes_are_one_message_and_exit_code_2(settings: dict[str, str], tmp_path: Path, s3: S3Server) -> None:
@@ -174,7 +160,8 @@ def test_mistakes_are_one_message_and_exit_code_2(settings: dict[str, str], tmp_
     ]
     for changed, corpus, message, environment in cases:
         command = label_command({"--output": str(output)} | settings | changed, str(corpus))
-        done = cliper(*command, **environment)
+        run = cliper if "--actors" in changed else cliper_here  # the only one that starts Ray
+        done = run(*command, **environment)
         assert done.returncode == 2, (command, done.stderr)
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cliper.jobs.common import Resources, execute, with_overrides
+from cliper.jobs.common import execute
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.progress import FailureLimit
 from cliper.model.errors import ConfigError
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, load_config
+from cliper.pipeline.corpus.manifest import fitting_shards
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
 from cliper.pipeline.label import segmenters
-from cliper.pipeline.label.job import fitting_shards, open_job
+from cliper.pipeline.label.job import open_job
 from cliper.pipeline.run.attempts import Attempts
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.heartbeat import read_heartbeat
 from cliper.pipeline.run.rows import read_tables
 from cliper.pipeline.run.status import read_status
 from cliper.pipeline.storage.backend import Storage
-from tests.conftest import PHOTOS
-from tests.jobs.test_cli import all_rows, cliper, label_command, started, wait_for_shards
+from tests.support.command import all_rows
 from tests.support.fakes import CLASSES, Brightness, kind, write_corpus
 from tests.support.faulty_s3 import FaultyS3
 from tests.support.jobs import this_ray
@@ -47,6 +48,7 @@ def run(
     output: Path | str,
     limit: str | None = None,
     storage: Storage = Storage(),  # noqa: B008
+    wait: float = 60,
     **settings: Any,
 ) -> None:
     """Run the job of `cliper label` with a config of `settings`."""
@@ -54,7 +56,7 @@ def run(
     fixed = {"segmenter": "brightness", "resources": {"actors": 1, "cpus_per_actor": 1}}
     config = JobConfig.model_validate(fixed | settings)
     job = open_job(str(corpus), str(output), config, CLASSES, storage)
-    execute(job, this_ray(), None if limit is None else FailureLimit.parse(limit))
+    execute(job, this_ray(wait), None if limit is None else FailureLimit.parse(limit))
 
 
 def test_too_many_failures_stop_the_run_and_a_higher_limit_continues_it(brightness: None, tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_pools_that_cannot_be_scheduled_are_refused_on_resume_too(brightness: No
         write_corpus(tmp_path / "corpus", 20, broken_each=2)
         run(tmp_path / "corpus", tmp_path / "run", "0", shard={"images": 5})
     with pytest.raises(ResourceError, match="9 actors with 0.5 CPU each"):
-        run(tmp_path / "corpus", tmp_path / "run", shard={"images": 5}, resources={"actors": 9})
+        run(tmp_path / "corpus", tmp_path / "run", wait=0, shard={"images": 5}, resources={"actors": 9})
 
 
 class Patient(Brightness):
@@ -233,47 +235,3 @@ def test_shards_that_the_user_has_sized_and_row_groups_are_left_alone() -> None:
     assert fitting_shards(sized, iter([Entry("a", "/a")]))[0].images == 100
     grouped = iter([Entry("a", "/a.parquet", row=0, group=0)])
     assert fitting_shards(JobConfig(), grouped)[0].images == 256
-
-
-def test_one_command_at_a_time_and_a_clean_stop(settings: dict[str, str], tmp_path: Path) -> None:
-    """A second command is refused, SIGTERM stops the first, and --new-run starts a second run next to it."""
-    corpus, output = tmp_path / "corpus", tmp_path / "run"
-    write_corpus(corpus, 80)
-    first = started(label_command(settings, corpus, output))
-    wait_for_shards(output, 1, first)
-    first.send_signal(signal.SIGSTOP)  # alive, and large enough not to finish too early
-    second = cliper(*label_command(settings, corpus, output))
-    assert second.returncode == 2, second.stderr
-    assert f"{output} is in use by process {first.pid} on " in second.stderr
-    assert second.stderr.count("\n") == 1
-
-    first.send_signal(signal.SIGTERM)
-    first.send_signal(signal.SIGCONT)
-    _, stderr = first.communicate(timeout=240)
-    assert first.returncode == 143, stderr
-    assert stderr.endswith(f"stopped; the same command continues {output}\n")
-    assert "Traceback" not in stderr
-    assert not (output / "lease.json").exists()
-    done = {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
-    assert 1 <= len(done) < 20
-
-    beside = cliper(*label_command(settings, PHOTOS, output, "--new-run", "--max-failures", "0"))
-    assert beside.returncode == 0, beside.stderr
-    assert f"run       {output}-2, 4 images" in beside.stdout
-    assert done == {path.name: path.read_bytes() for path in (output / "labels").iterdir()}
-
-    resumed = cliper(*label_command(settings, corpus, output))
-    assert resumed.returncode == 0, resumed.stderr
-    assert len(all_rows(output)) == 80
-    assert sorted(path.name for path in output.iterdir()) == ["attempts", "labels", "manifest", "run.json"]
-
-
-def test_a_full_disk_is_one_line(settings: dict[str, str], full_disk: Path, tmp_path: Path) -> None:
-    pages = os.statvfs(full_disk).f_bavail - 8  # enough for all but the labels
-    (full_disk / "ballast").write_bytes(b"x" * pages * 4096)
-    done = cliper(*label_command(settings, PHOTOS, full_disk / "run"))
-    assert done.returncode == 2, done.stderr
-    assert f"cliper: no space left for {full_disk}/run/labels/shard-000000.parquet; free some" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("cliper: no space left for "), done.stderr
-    assert not list((full_disk / "run").rglob("*.tmp"))

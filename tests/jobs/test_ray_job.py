@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import PHOTOS, ROOT
 from tests.faults.processes import workers
 from tests.faults.scenarios import SEGMENTING
-from tests.jobs.test_cli import all_rows
+from tests.support.command import all_rows
 from tests.support.fakes import write_corpus
 from tests.support.head import Head
 

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,36 @@ def test_thresholds_change_the_mask(previewer: Previewer) -> None:
     assert 0 <= plane.heat.min() <= plane.heat.max() <= 1
 
 
+def test_thresholds_act_on_kept_scores_while_the_model_works(previewer: Previewer) -> None:
+    data, loose = (SCENES / "scene-3.jpg").read_bytes(), Choice(THINGS, (), 0.0, 0.02, fgc=False)
+    assert previewer.relabel(data, "kept", loose) is None, "nothing is computed"
+    first = previewer.label(data, "kept", loose)
+    strict = replace(loose, background_threshold=0.9)
+    with previewer._networks:  # another user's image is computed
+        found = previewer.relabel(data, "kept", strict)
+    assert found is not None
+    assert found.found.pixels[0] > first.found.pixels[0], "more background"
+    fresh = Previewer(previewer.config).label(data, "kept", strict)
+    assert np.array_equal(found.labels, fresh.labels)
+    assert found.settings == fresh.settings
+    for other in (
+        replace(loose, background_words=("sand",)),
+        replace(loose, classes=GROUNDS),
+        replace(loose, fgc=True),
+    ):
+        assert previewer.relabel(data, "kept", other) is None
+    assert previewer.relabel(data, "another name", loose) is None
+
+
+def test_kept_scores_have_a_bound(previewer: Previewer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(previewer._kept, "most", 1)
+    data, some = (SCENES / "scene-3.jpg").read_bytes(), Choice(THINGS, (), 0.0, 0.02, fgc=False)
+    for name in ("one", "two"):
+        previewer.label(data, name, some)
+    assert previewer.relabel(data, "one", some) is None
+    assert previewer.relabel(data, "two", some) is not None
+
+
 def test_the_result_is_escaped_and_complete(previewer: Previewer) -> None:
     hostile = ClassList.parse(["<script>alert(1)</script>", "a & b"])
     name = "<img src=x onerror=alert(1)>.jpg"
@@ -215,7 +246,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
     assert process.stdout is not None
     try:
-        note, line = process.stdout.readline(), process.stdout.readline()  # empty if the process ends
+        loading, note, line = (process.stdout.readline() for _ in range(3))  # empty if the process ends
+        assert loading == "loading   embedded:tiny\n", log.read_text()
         assert "knows 19 drawn classes" in note, log.read_text()
         assert line == f"serving   http://127.0.0.1:{port} (Ctrl-C stops)\n", log.read_text()
         yield f"http://127.0.0.1:{port}"
@@ -304,6 +336,12 @@ def test_examples_and_messages_on_a_phone_in_the_dark(address: str, tmp_path: Pa
         press(watched, ".preview")
         assert violations(watched.page) == []
         assert not watched.scrolls_sideways()
+        rows = watched.page.locator(".preview tbody tr")
+        assert not all("absent" in text for text in rows.all_inner_texts())
+        watched.page.get_by_role("spinbutton", name=re.compile("Presence threshold")).fill("1")
+        gone = re.compile("absent|over 1")
+        for row in range(rows.count()):
+            rows.nth(row).filter(has_text=gone).wait_for()  # without the button
         watched.page.get_by_role("textbox", name=re.compile("^Classes")).fill("kite; kite")
         press(watched, "[role=alert]")
         assert "'kite' is listed twice" in message.inner_text()

@@ -16,7 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from cliper.jobs.cli import app
-from cliper.jobs.common import Resources, execute, with_overrides
+from cliper.jobs.common import execute
+from cliper.jobs.options import Resources, with_overrides
 from cliper.jobs.retry import retry_failed
 from cliper.jobs.session import ray_session
 from cliper.model.config import CLIPerConfig, Settings
@@ -67,11 +68,11 @@ def placed_job(
     corpus: Path,
     folder: Path,
     session: Any,
-    seconds: float = 0.0,
+    together: int = 1,
     **resources: Any,
 ) -> tuple[Job, Placed]:
     """The job of `cliper label` up to the flow, with a segmenter that records its node."""
-    placed = Placed(str(folder / "placed"), seconds)
+    placed = Placed(str(folder / "placed"), together=together)
     monkeypatch.setitem(
         SEGMENTERS, "placed", SegmenterKind(Settings, placed, lambda config: {}, lambda config: "placed")
     )
@@ -85,8 +86,8 @@ def test_label_and_retry(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     gpus = sum(node.get("num_gpus", 0) for node in here.nodes)
     (here.corpus / "broken.jpg").write_bytes(b"no image")
     with ray_session(verbose=False, wait=30) as session:
-        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, seconds=0.5, cpus_per_actor=1)
-        execute(job, session)  # long enough for all actors to start
+        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, gpus, cpus_per_actor=1)
+        execute(job, session)
         assert job.config.dtype == "float16"
         (here.corpus / "broken.jpg").unlink()
         failed = find_failed(job.run, job.manifest)
@@ -152,8 +153,7 @@ def test_actors_on_cpus_in_spite_of_gpus(here: Here, monkeypatch: pytest.MonkeyP
 def test_two_actors_share_a_gpu(here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     only_on(here, "one-gpu")
     with ray_session(verbose=False, wait=30) as session:
-        # Long enough for all actors to start, also on a slow machine.
-        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, seconds=0.5, actors_per_gpu=2)
+        job, placed = placed_job(monkeypatch, here.corpus, tmp_path, session, together=2, actors_per_gpu=2)
         execute(job, session)
     assert {note["resources"]["GPU"] for note in placed.notes} == {0.5}
     actors = Counter((note["node"], *note["gpus"]) for note in placed.notes)

@@ -193,7 +193,7 @@ def test_a_corpus_is_never_listed_into_a_run_with_labels(tmp_path: Path) -> None
 def test_a_hundred_failures_in_a_row_stop_by_default(failed: int, stops: bool) -> None:
     progress = RunProgress(1000, 0)
     kinds = ["unreadable"] * failed
-    progress.add({"shard": 0, "images": 100, "failures": kinds})
+    progress.add({"shard": 0, "images": 100, "failures": kinds, "several": 0})
     with pytest.raises(TooManyFailuresError, match="all of the first 100") if stops else nullcontext():
         FailureLimit().check(progress)
     FailureLimit.parse("100%").check(progress)

@@ -14,8 +14,8 @@ from PIL import Image
 from cliper.jobs.evaluations import _stored_setting
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError
-from cliper.model.network_configs import MasksConfig
-from cliper.model.sam2 import Sam2Regions
+from cliper.model.networks.configs import MasksConfig
+from cliper.model.networks.sam2 import Sam2Regions
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, load_config
 from cliper.pipeline.corpus.sources import list_entries

@@ -16,11 +16,13 @@ from cliper.model.errors import ConfigError, WeightsError
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.sources import list_entries
 from cliper.pipeline.errors import EvaluationError
-from cliper.pipeline.evaluate.evaluation import open_evaluation
+from cliper.pipeline.evaluate.evaluation import Evaluation, open_evaluation
 from cliper.pipeline.evaluate.prepare.write import prepare
-from cliper.pipeline.evaluate.sweep import require_scores
+from cliper.pipeline.evaluate.sweep import SweepShard, make_grid, open_sweep, sweep_results
 from cliper.pipeline.label.estimate import measure
+from cliper.pipeline.label.job import open_job
 from cliper.pipeline.label.segmenters import SEGMENTERS, chosen
+from cliper.pipeline.label.stages import Task, load_task
 from cliper.pipeline.report.preview import Choice, Previewer, config_file, render_preview
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.verify import verify_run
@@ -89,6 +91,8 @@ def test_label_evaluate_and_serve_give_one_mask(config: JobConfig, corpus: Path,
     assert counted["problem"].null_count == len(counted)
     results, _ = _finish(evaluation, _stored_setting(run, None, None, None))
     assert results["model"] == "segformer"
+    swept = sweep(config, corpus, tmp_path / "run", evaluation)
+    assert [(row["labels.threshold"], row["miou"] == 1) for row in swept] == [(0.02, True), (0.9, False)]
     previewer = Previewer(config)
     preview = previewer.label((corpus / "p1.jpg").read_bytes(), "p1.jpg", Choice(CLASSES, (), 0, 0, fgc=False))
     assert np.array_equal(preview.labels, unpack_mask(rows[1]))
@@ -96,6 +100,17 @@ def test_label_evaluate_and_serve_give_one_mask(config: JobConfig, corpus: Path,
     assert "middle" in page
     assert "<h2>Scores</h2>" not in page
     assert "segmenter: segformer" in config_file(preview.settings)
+
+
+def sweep(config: JobConfig, corpus: Path, folder: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Two thresholds, of which the first is the run's, against the run's own masks."""
+    job = open_job(str(corpus), str(folder), config, CLASSES, Storage())
+    grid = make_grid(job.config, {"labels.threshold": [0.02, 0.9]})
+    where = open_sweep(evaluation, grid)
+    worker = SweepShard(job, grid, evaluation.counter(where), cpu_threads=1)
+    summaries = [worker(load_task(job, Task(shard))) for shard in range(job.manifest.shards)]
+    assert all(summary["problem"].null_count for summary in summaries)
+    return sweep_results(Storage(), where, evaluation.prepared, grid, "cliper")
 
 
 def test_plan_measures_it(config: JobConfig, corpus: Path) -> None:
@@ -106,8 +121,8 @@ def test_plan_measures_it(config: JobConfig, corpus: Path) -> None:
 
 
 def test_mistakes_are_named_before_anything_starts(config: JobConfig, corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="'segformer' has no scores to sweep, only 'cliper' has"):
-        require_scores(config)
+    with pytest.raises(EvaluationError, match="'sides' cannot be swept; allowed: labels.* labels.threshold, side"):
+        make_grid(config, {"sides": [1]})
     for model, error, message in (
         ({"weights": "/nowhere"}, WeightsError, "there is no /nowhere/model.safetensors"),
         (

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cliper.jobs.common import Resources, with_overrides, with_preset
+from cliper.jobs.options import Resources, with_overrides, with_preset
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ConfigError
 from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, changed, classes_for, load_classes, load_config, validate
-from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.benchmarks import load_benchmark
-from cliper.pipeline.evaluate.sweep import require_scores
+from cliper.pipeline.evaluate.sweep import make_grid
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.label.segmenters import SEGMENTERS, SegmenterKind, chosen
 from cliper.pipeline.run.failed import stored_settings
@@ -116,5 +115,4 @@ def test_what_only_cliper_can_do_is_refused_by_name(threshold: None, tmp_path: P
     )
     low = load_benchmark(str(tmp_path / "bench.yaml")).job("low")
     assert chosen(low)[1].model == ThresholdConfig(threshold=1)
-    with pytest.raises(EvaluationError, match="'threshold' has no scores to sweep"):
-        require_scores(low)
+    assert [variant["threshold"] for variant in make_grid(low, {"threshold": [1, 2]}).variants()] == [1, 2]

@@ -123,8 +123,7 @@ def test_placement_by_accelerator_custom_resource_and_label(
             assert nodes[note["node"]]["Resources"].get("licensed") == 1, placement
 
 
-# Under load, Ray Data sometimes drops the actor before it has started (ActorDiedError), for a cause not yet found.
-@pytest.mark.skipif(not ALL, reason="with CLIPER_CLUSTERS=all, on a machine without other work")
+@pytest.mark.skipif(not ALL, reason="with CLIPER_CLUSTERS=all")
 def test_a_run_starts_nodes_through_the_autoscaler(
     corpus: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,9 +5,9 @@ import torch
 
 from cliper.model._libraries import open_clip
 from cliper.model.backbone import _check_plain_vit
-from cliper.model.check import unsupported
 from cliper.model.config import FusionConfig
 from cliper.model.fusion import coarse_scores
+from cliper.model.loading.check import unsupported
 
 TEXT = {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 2, "layers": 1}
 SMALL = {"layers": 2, "width": 64, "head_width": 32}

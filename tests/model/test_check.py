@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cliper.model._libraries import diffusers, transformers
-from cliper.model.check import check_backbone, check_diffusion, check_weights
 from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.diffusion import DiffusionAttention
 from cliper.model.errors import CliperError, ConfigError
-from cliper.model.weights import resolve_backbone, resolve_diffusion
+from cliper.model.loading.check import check_backbone, check_diffusion, check_weights
+from cliper.model.loading.weights import resolve_backbone, resolve_diffusion
 from tests.conftest import PARITY
 
 CPU = torch.device("cpu")

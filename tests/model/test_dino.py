@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, DinoConfig, FusionConfig
-from cliper.model.dino import MEAN, NETWORKS, STD, Dino, PatchFeatures, attention_rows, spread
 from cliper.model.errors import ConfigError, WeightsError
 from cliper.model.fusion import encode_logits
+from cliper.model.loading.weights import pin
+from cliper.model.networks.dino import MEAN, NETWORKS, STD, Dino, PatchFeatures, attention_rows, spread
 from cliper.model.resident import Resident
 from cliper.model.segmenter import CLIPer
-from cliper.model.weights import pin
 from cliper.pipeline.config import JobConfig, load_config
 from cliper.pipeline.label.segmenters import chosen
 from tests.support import reference

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from cliper.model._libraries import open_clip
 from cliper.model.backbone import load_backbone
-from cliper.model.choose import choose_diffusion
 from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
-from cliper.model.weights import pin, resolve_backbone, resolve_diffusion, sha256_of
+from cliper.model.loading.choose import choose_diffusion
+from cliper.model.loading.weights import pin, resolve_backbone, resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 from tests.support.hub import MEMBER, STRANGER, Hub, folder_files
 

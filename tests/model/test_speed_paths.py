@@ -15,9 +15,9 @@ from cliper.model.config import CLIPerConfig, FGCConfig
 from cliper.model.diffusion import DiffusionAttention, QueryKey, encode_latents
 from cliper.model.errors import ConfigError, WeightsError
 from cliper.model.labels import presence_scores, segment_scores
+from cliper.model.loading.weights import resolve_diffusion, sha256_of
 from cliper.model.presets import PRESETS, preset
 from cliper.model.refine import refine
-from cliper.model.weights import resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 from tests.parity import Recorded
 from tests.support.kernel_checks import random_heads, run_kernel_checks

@@ -11,7 +11,7 @@ from cliper.model._libraries import open_clip
 from cliper.model.backbone import load_backbone
 from cliper.model.config import BackboneConfig, FGCConfig
 from cliper.model.errors import WeightsError
-from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
+from cliper.model.loading.weights import resolve_backbone, resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 
 CPU = torch.device("cpu")

@@ -142,12 +142,12 @@ def test_coco_annotations_are_read_by_pycocotools(model: "cliper.CLIPer") -> Non
 def test_masks_are_in_the_files_grid_and_pictures_upright(model: "cliper.CLIPer", tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(pixels()[:50]).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(pixels()[:160]).save(tmp_path / "turned.png", exif=exif)
     result = model(tmp_path / "turned.png")
-    assert result.labels.shape == result.image.shape[:2] == (50, pixels().shape[1])
-    assert np.array_equal(result.image, pixels()[:50])
-    assert result.overlay().size == (50, pixels().shape[1])
-    seen = np.ascontiguousarray(upright(pixels()[:50], 6))
+    assert result.labels.shape == result.image.shape[:2] == (160, pixels().shape[1])
+    assert np.array_equal(result.image, pixels()[:160])
+    assert result.overlay().size == (160, pixels().shape[1])
+    seen = np.ascontiguousarray(upright(pixels()[:160], 6))
     assert np.array_equal(upright(result.labels, 6), model(seen, image_ids="turned.png").labels)
 
 

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cliper.jobs.common import with_preset
+from cliper.jobs.options import with_preset
 from cliper.model.classes import ClassList
 from cliper.model.errors import ClassListError, CliperError, ConfigError
 from cliper.pipeline.config import JobConfig, classes_for, describe_classes, load_classes, load_config, shipped
@@ -122,14 +122,27 @@ THREE = ("cat", "dog", "tree")
         "0: cat\n1: dog\n2: tree\n",
         "1\tcat\n2\tdog\n3\ttree\n",
         "1,cat\n2,dog\n3,tree\n",
+        "1 cat\n2 dog\n3 tree\n",
+        "1. cat\n2. dog\n3. tree\n",
+        "1) cat\n2) dog\n3) tree\n",
+        "* cat\n* dog\n* tree\n",
+        '"cat"\n"dog"\n\'tree\'\n',
+        "'cat', 'dog', 'tree'\n",
+        "\ufeffcat\ndog\u200b\ntree\u00a0\n",
         "# animals\ncat\n  # and\ndog # a pet\ntree\n\n  \n",
         "cat\r\ndog\r\ntree\r\n",
     ],
 )
 def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> None:
     file = tmp_path / "classes.txt"
-    file.write_text(text, newline="")
+    file.write_text(text, encoding="utf-8", newline="")
     assert load_classes(str(file)) == ClassList(THREE, THREE)
+
+
+def test_names_that_begin_with_numbers_out_of_order_are_names(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("2 door car\n4 door car\n")
+    assert load_classes(str(file)).names == ("2 door car", "4 door car")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +155,12 @@ def test_common_forms_of_class_files_are_one_list(tmp_path: Path, text: str) -> 
         ("[cat, dog]", "read as JSON because of its first character"),
         ('{"cat": 1}', "read as JSON, but not a list"),
         ("[1, 2]", "1 is not a class name in quotes"),
+        ("c\0a\0t\0", "holds null characters: it is no UTF-8 text"),
+        ("<html>\n", "class 1 would be '<html>': write the name alone"),
+        ("item {\n  id: 1\n  name: 'cat'\n}\n", "class 1 would be 'item {'"),
+        ("- cat: a cat\n- dog\n", "class 1 would be 'cat: a cat'.*'name = word; word'"),
+        ("n02124075 Egyptian cat\nn02123045 tabby\n", "class 1 would be 'n02124075 Egyptian cat'"),
+        ("x" * 201, "class 1 has 201 characters, a name at most 200"),
     ],
 )
 def test_ambiguous_class_files_are_refused_with_the_form_they_were_read_as(

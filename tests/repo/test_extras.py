@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from cliper.jobs.evaluate import _do
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.errors import MissingExtraError
@@ -35,13 +34,11 @@ def test_export(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_conditions_codecs_and_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hide(monkeypatch, "duckdb", "pycocotools", "matplotlib")
+def test_conditions_and_codecs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hide(monkeypatch, "duckdb", "pycocotools")
     with pytest.raises(MissingExtraError, match="an SQL condition needs duckdb"):
         RowFilter(where="margin < 1").check(["cat"])
     config = JobConfig.model_validate({"mask_codec": "coco-rle"})
     with pytest.raises(MissingExtraError, match="mask_codec coco-rle needs pycocotools"):
         open_job(str(PHOTOS), str(tmp_path / "run"), config, ClassList.parse(["cat"]), Storage())
     assert not (tmp_path / "run").exists()
-    with pytest.raises(MissingExtraError, match=r"cliper evaluate needs matplotlib: .*\[evaluate\]"):
-        _do("", {}, None)  # type: ignore[arg-type]

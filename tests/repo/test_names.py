@@ -9,6 +9,7 @@ import pytest
 
 import cliper
 from tests.conftest import PHOTOS
+from tests.support.command import label_command
 
 PUBLIC = [
     "CLIPer",
@@ -64,17 +65,16 @@ def test_version_and_misspelt_commands(tmp_path: Path) -> None:
     assert "Did you mean 'label'?" in wrong.stderr
 
 
-def test_a_folder_with_modules_of_these_names_is_not_imported(tmp_path: Path) -> None:
+def test_a_folder_with_modules_of_these_names_is_not_imported(settings: dict[str, str], tmp_path: Path) -> None:
     """Python looks in the current folder first, and so do Ray's workers."""
     trap = "import pathlib; pathlib.Path(r'{0}').touch(); raise RuntimeError('imported')"
     for name in ("pipeline.py", "jobs/__init__.py", "configs/__init__.py", "cliper_model/__init__.py", "tools.py"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(trap.format(tmp_path / "imported"))
-    (tmp_path / "classes.txt").write_text("grass\nwater\n")
-    command = [sys.executable, "-m", "cliper.jobs.cli", "label", "--input", str(PHOTOS), "--output", "run"]
+    command = [sys.executable, "-m", "cliper.jobs.cli", *label_command(settings, PHOTOS, "run")]
     done = subprocess.run(
-        [*command, "--classes", "classes.txt"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        command, cwd=tmp_path, capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ from cliper.pipeline.report.images import mask_layer, palette_index
 from cliper.pipeline.report.page import duration, share
 from cliper.pipeline.report.run_images import read_pictures
 from cliper.pipeline.report.run_page import write_run_report
-from cliper.pipeline.report.run_stats import BINS, PICKS, SAMPLED, Sampled, choose_shards, collect
+from cliper.pipeline.report.run_stats import BINS, PICKS, SAMPLED, choose_shards, collect
 from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import throughput
 from cliper.pipeline.run.folder import Run, read_run
@@ -125,7 +125,7 @@ def test_figures_are_those_of_the_rows(run: Run) -> None:
 def test_images_to_show_are_the_extremes_and_some_between(run: Run, label: int) -> None:
     picks = collect(run, 10**6).stats.picks(label)
     entries = entries_of(run, label)
-    assert len(entries) > 3 * PICKS
+    assert len(entries) > 2 * PICKS
     assert len({(pick.shard, pick.place) for pick in picks}) == len(picks), "each once"
     by_kind = {kind: {(p.shard, p.place) for p in picks if p.kind == kind} for kind in SAMPLED}
     highest = sorted(entries, key=lambda entry: (-entry[0], *entry[1:]))[:PICKS]
@@ -133,6 +133,7 @@ def test_images_to_show_are_the_extremes_and_some_between(run: Run, label: int) 
     assert by_kind["most confident"] == {place[1:] for place in highest}
     assert by_kind["least confident"] == {place[1:] for place in lowest}
     assert by_kind["random"] <= {entry[1:] for entry in entries}
+    assert {pick.kind for pick in picks[:3]} == {kind for kind in SAMPLED if by_kind[kind]}, "first one of each"
     assert picks == collect(run, 10**6).stats.picks(label), "the same page every time"
 
 
@@ -186,7 +187,7 @@ def test_a_turned_photograph_and_its_mask_are_shown_upright(run: Run) -> None:
         for place, entry in enumerate(manifest.read_shard(STORAGE, run.uri, shard))
         if entry.image_id == "turned.jpg"
     ]
-    shown = read_pictures(run, manifest, [Sampled(1, shard, place, "random")])[shard, place]
+    shown = read_pictures(run, manifest, [(shard, place)])[shard, place]
     [row] = [row for row in rows_of(run) if row["image_id"] == "turned.jpg"]
     mask = unpack_mask(row)
     assert mask.shape == (48, 80)
@@ -314,7 +315,7 @@ def test_the_page_works_in_a_browser(page: Path) -> None:
         last.focus()
         watched.page.keyboard.press("Enter")
         assert watched.page.locator("pre").is_visible()
-        assert watched.page.locator("script").count() == 1, "names are text"
+        assert watched.page.locator("script").count() == 2, "names are text"
         text = watched.page.inner_text("body")
         for name in (HOSTILE, "<script>alert(1)</script>", "a & b", "$x_1$"):
             assert name in text
@@ -327,26 +328,38 @@ def test_images_are_found_sorted_enlarged_and_unmasked(page: Path) -> None:
     with browser_page() as watched:
         open_file(watched, page)
         view = watched.page
-        view.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true })")
-        names = "[...document.querySelectorAll('.group figure')].filter((f) => f.checkVisibility())"
-        every = view.evaluate(f"{names}.map((f) => f.dataset.name)")
+        shown = "[...document.querySelectorAll('.group figure')].filter((f) => f.checkVisibility())"
+        every = view.evaluate("[...document.querySelectorAll('.group figure')].map((f) => f.dataset.name)")
+        assert len(view.evaluate(shown)) == 6, "of the first group, before more are asked for"
+        view.locator(".more").first.click()
+        assert len(view.evaluate(shown)) > 6
         view.locator("#find").fill(every[0])
-        chosen = view.evaluate(f"{names}.map((f) => f.dataset.name)")
+        chosen = view.evaluate(f"{shown}.map((f) => f.dataset.name)")
         assert 0 < len(chosen) < len(every)
-        assert view.inner_text("#found") == f"{len(chosen)} of {len(every)} images"
         assert set(chosen) == {name for name in every if every[0].lower() in name.lower()}
         view.locator("#find").fill("")
-        view.locator("#sort").select_option("margin")
-        margins = (
-            "[...document.querySelectorAll('.gallery')].map((g) => [...g.children].map((f) => +f.dataset.margin))"
-        )
-        assert all(found == sorted(found) for found in view.evaluate(margins))
-        view.locator(".group .zoom").first.click()
+        view.locator("#status").select_option("failed")
+        assert set(view.evaluate(f"{shown}.map((f) => f.dataset.status)")) == {"failed"}
+        assert "No mask: corrupt" in view.inner_text(".group:not([hidden])")
+        view.locator("#status").select_option("")
+        view.locator("#class").select_option("a & b")
+        assert view.evaluate(f"[...new Set({shown}.map((f) => f.closest('.group').dataset.name))]") == ["a & b"]
+        view.locator("#sort").select_option("margin -1")
+        margins = view.evaluate(f"{shown}.map((f) => +f.dataset.margin)")
+        assert margins == sorted(margins, reverse=True)
+        view.evaluate("byId('confidence').value = 0.3; apply()")
+        assert all(value <= 0.3 for value in view.evaluate(f"{shown}.map((f) => +f.dataset.confidence)"))
+        view.evaluate("byId('confidence').value = 1; apply()")
+        view.locator(".group:not([hidden]) .zoom").first.click()
         assert view.locator("#large").is_visible()
         before = view.locator("#large figure").inner_text()
         view.keyboard.press("ArrowRight")
         assert view.locator("#large figure").count() == 1
         assert view.locator("#large figure").inner_text() != before
+        width = "document.querySelector('#large .stack').offsetWidth"
+        small = view.evaluate(width)
+        view.keyboard.press("+")
+        assert view.evaluate(width) > small
         assert violations(view) == []
         view.keyboard.press("Escape")
         assert not view.locator("#large").is_visible()
@@ -354,6 +367,9 @@ def test_images_are_found_sorted_enlarged_and_unmasked(page: Path) -> None:
         assert colour_of(watched, "figure .mask", "visibility") == "hidden"
         view.keyboard.press("h")
         assert colour_of(watched, "figure .mask", "visibility") == "visible"
+        view.get_by_role("button", name="mean confidence").click()
+        sure = view.evaluate("[...document.querySelectorAll('td:nth-child(5)')].map((c) => +c.textContent)")
+        assert sure == sorted(sure, reverse=True)
         assert watched.errors == []
 
 

@@ -17,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cliper.jobs.cli import app
+from cliper.model.errors import CliperError
 from cliper.pipeline.corpus.manifest import read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run, read_run
@@ -25,6 +26,7 @@ from cliper.pipeline.run.rows import read_tables
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import read_status
 from cliper.pipeline.storage.backend import Storage
+from tests.support.eventful import eventful_run
 from tests.support.fakes import write_corpus
 from tests.support.labeled import label_small
 
@@ -86,26 +88,52 @@ def damaged(path: Path, chance: random.Random) -> Iterator[str]:
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def test_every_command_is_right_or_names_what_is_damaged(original: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["finished", "eventful"])
+def test_every_command_is_right_or_names_what_is_damaged(kind: str, original: Path, tmp_path: Path) -> None:
     copy, out, chance = tmp_path / "run", tmp_path / "out", random.Random(SEED)
-    shutil.copytree(original, copy)
+    if kind == "finished":
+        shutil.copytree(original, copy)
+    else:
+        eventful_run(tmp_path)
     files = sorted(path for path in copy.rglob("*") if path.is_file() and path.name != "lease.json")
-    assert {path.name for path in files} > {"run.json", "index.json", "part-00000.parquet"}
+    assert {path.name for path in files} > FILES[kind]
     listed = commands(str(copy), str(out))
-    right = {name: outcome(arguments, out)[1] for name, arguments in listed.items()}
+    right = {name: {outcome(arguments, out)[1]} for name, arguments in listed.items()}
+    if kind == "eventful":  # a progress.json that cannot be read is none
+        held = (copy / "progress.json").read_bytes()
+        (copy / "progress.json").unlink()
+        right["status"].add(outcome(listed["status"], out)[1])
+        (copy / "progress.json").write_bytes(held)
     wrong = []
-    for _ in range(FLIPS):
-        with damaged(chance.choice(files), chance) as what:
+    for _ in range(FLIPS // 2):
+        path = chance.choice(files)
+        with damaged(path, chance) as what:
             for name, arguments in listed.items():
                 result, digest = outcome(arguments, out)
-                named = result.exit_code in (1, 2) and result.exit_code == getattr(result.exception, "code", 2)
-                told = str(result.exception) + result.output
-                if result.exit_code == 1 and not isinstance(result.exception, SystemExit):
-                    named = "damaged" in told or "labels/" in told or "manifest" in told or "run.json" in told
-                    named = named and type(result.exception).__module__ == "cliper.pipeline.errors"
-                if digest != right[name] and not named and "could not be read" not in told:
+                if digest not in right[name] and not named(result, path, out):
                     wrong.append(f"{name}: {what}: {result.exception!r} {result.output[-300:]}")
     assert not wrong, "\n".join(wrong)
+
+
+FILES = {
+    "finished": {"run.json", "index.json", "part-00000.parquet", "shard-000000.parquet"},
+    "eventful": {
+        "part-00000-1.parquet",
+        "part-00001.parquet",
+        "shard-000002.json",
+        "progress.json",
+        "summary.json",
+    },
+}
+
+
+def named(result: Result, path: Path, out: Path) -> bool:
+    """Whether a command names the damaged file, in an expected error or in what it printed or wrote."""
+    if result.exception is not None and not isinstance(result.exception, SystemExit | CliperError):
+        return False
+    pages = "".join(page.read_text() for page in out.glob("*.html"))
+    told = str(result.exception) + result.output + pages
+    return path.name in told or "could not be read" in told
 
 
 def test_a_copy_under_another_name_is_refused(run: Run) -> None:

@@ -19,13 +19,17 @@ from cliper.pipeline.dataset import MaskDataset
 from cliper.pipeline.evaluate.evaluation import open_evaluation, require_labeled
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.prepared import open_prepared
+from cliper.pipeline.export.driver import export, make_plan
 from cliper.pipeline.label.stages import Task
+from cliper.pipeline.run.changed import changed_shards
 from cliper.pipeline.run.failed import find_failed
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.reader import torn_shards
+from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.storage.backend import Storage
 from tests.run.test_damage import damaged
 from tests.support import benchmark_trees as trees
+from tests.support.eventful import eventful_run, extended_job
 from tests.support.fakes import write_corpus
 from tests.support.jobs import fake_job, label_here, tasks_of
 from tests.support.labeled import SHARD, label_small, rows_of
@@ -63,6 +67,28 @@ def evaluation(folder: Path) -> str:
     return _digest([counts.image_ids, counts.confusion.tolist(), counts.totals.tolist(), counts.failed])
 
 
+def extend(folder: Path) -> str:
+    """`cliper label --extend`: what an interruption left is taken over, and what changed is labeled again."""
+    job = extended_job(folder)
+    pending = tasks_of(job)
+    label_here(job, [*pending, *map(Task, torn_shards(job.run, job.manifest))])
+    label_here(job, [Task(shard, changed=True) for shard in changed_shards(job.run)])
+    return _digest(rows_of(job.run))
+
+
+def continued_export(folder: Path) -> str:
+    """An export that was interrupted behind its first shard."""
+    run, kept = read_run(str(folder / "run"), LOCAL), folder / "kept"
+    shutil.copytree(folder / "export", kept)
+    try:
+        export(run, make_plan(run, "coco", RowFilter()), str(folder / "export"))
+        files = sorted(path for path in (folder / "export").rglob("*") if path.is_file())
+        return _digest([(path.name, path.read_bytes()) for path in files])
+    finally:
+        shutil.rmtree(folder / "export")
+        kept.rename(folder / "export")
+
+
 def _digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -89,21 +115,46 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def eventful(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("eventful")
+    eventful_run(folder, images=14)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    write_corpus(folder / "corpus", 14, broken_each=1)
+    run = label_small(folder / "corpus", folder / "run")
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(run, make_plan(run, "coco", RowFilter()), str(folder / "export"), on_shard=stop)
+    return folder
+
+
 STEPS: dict[str, Callable[[Path], str]] = {
     "label": label,
     "retry": retry,
     "dataset": dataset,
     "evaluation": evaluation,
+    "extend": extend,
+    "continued export": continued_export,
 }
+RUNS = {"evaluation": "evaluated", "extend": "eventful", "continued export": "exported"}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_every_step_is_right_or_names_what_is_damaged(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    step, original = STEPS[name], request.getfixturevalue("evaluated" if name == "evaluation" else "labeled")
+    step, original = STEPS[name], request.getfixturevalue(RUNS.get(name, "labeled"))
     damageable = [
         original / "run",
+        original / "export",
         original / "prepared" / "index.parquet",
         original / "prepared" / "dataset.json",
     ]
@@ -114,7 +165,7 @@ def test_every_step_is_right_or_names_what_is_damaged(
         if path.is_file()
     )
     chance, right, wrong = random.Random(name), _run_on_copy(step, original, tmp_path), []
-    for _ in range(FLIPS // 4):
+    for _ in range(FLIPS // len(STEPS)):
         with damaged(original / chance.choice(files), chance) as what:
             try:
                 if _run_on_copy(step, original, tmp_path) != right:

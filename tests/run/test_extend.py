@@ -94,7 +94,7 @@ def extend(
     if manifest is None:
         manifest = write_manifest(entries, storage, str(output), CONFIG.shard)
     else:
-        manifest, extension = extend_run(run, manifest, entries, CONFIG.shard, left_out, relabel)
+        manifest, extension = extend_run(run, manifest, entries, CONFIG, left_out, relabel)
     return Job(run, manifest, CONFIG, CLASSES, kind(Brightness), "fake"), extension
 
 
@@ -146,6 +146,17 @@ def test_new_images_become_new_shards(corpus: Corpus, tmp_path: Path) -> None:
     assert verify_run(run, 1).whole
     assert read_status(run).state == "done"
     assert extend(corpus.folder, tmp_path / "run")[0].manifest == job.manifest
+
+
+def test_new_shards_are_as_small_as_those_of_a_small_corpus(corpus: Corpus, tmp_path: Path) -> None:
+    config = JobConfig.model_validate({"batch_size": 4})
+    run = begin_run(str(tmp_path / "run"), LOCAL, identity_of(config, CLASSES, str(corpus.folder), {}))
+    listed = lambda: list_entries(LOCAL, str(corpus.folder), config.input)  # noqa: E731
+    manifest = write_manifest(listed(), LOCAL, run.uri, config.shard)
+    for i in range(10):
+        corpus.write(f"new/{i}.jpg", jpeg(i))
+    extended, _ = extend_run(run, manifest, listed(), config, LeftOut())
+    assert [part.images for part in extended.parts] == [[20], [4, 4, 2]]
 
 
 def test_what_vanished_and_changed_is_reported_and_labeled_again_on_request(

@@ -10,11 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cliper.jobs.cli import app
+from cliper.pipeline.config import load_classes, load_config
 from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.flow import label_corpus
@@ -35,7 +37,8 @@ from cliper.pipeline.run.rows import read_tables
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.verify import verify_run
 from cliper.pipeline.storage.backend import Storage
-from tests.jobs.test_cli import CLIPER, cliper, label_command
+from tests.support.command import CLIPER, cliper
+from tests.support.direct import label_directly
 from tests.support.fakes import BROKEN, CLASSES, Brightness, Fragile, jpeg, kind, write_corpus
 from tests.support.jobs import label_here
 from tests.support.labeled import label_small, rows_of
@@ -195,7 +198,9 @@ def times(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (output / "labels").glob("shard-*")}
 
 
-def test_the_command_killed_on_the_way_and_run_again(settings: dict[str, str], tmp_path: Path) -> None:
+def test_the_command_killed_on_the_way_and_run_again(
+    settings: dict[str, str], ray_local: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Of 24 images in 6 shards, 12 are missing; they come back, and a retry is killed at its first shard."""
     output, corpus = tmp_path / "run", tmp_path / "corpus"
     write_corpus(corpus, 24)
@@ -203,8 +208,10 @@ def test_the_command_killed_on_the_way_and_run_again(settings: dict[str, str], t
     (tmp_path / "list.csv").write_text("uri\n" + "".join(f"{path}\n" for path in images))
     for path in images[::2]:
         path.rename(f"{path}.away")
-    done = cliper(*label_command(settings, tmp_path / "list.csv", output))
-    assert "failed    12 (missing 12)" in done.stdout, done.stderr
+    config, classes = load_config(settings["--config"]), load_classes(settings["--classes"])
+    run = label_directly(str(tmp_path / "list.csv"), str(output), config, classes)
+    assert failed_of(run)
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     for path in images[::2]:
         Path(f"{path}.away").rename(path)
     before = times(output)
@@ -220,6 +227,5 @@ def test_the_command_killed_on_the_way_and_run_again(settings: dict[str, str], t
     )
     cleaned = CliRunner().invoke(app, ["verify", str(output), "--clean", "--workers", "1"])
     assert (cleaned.exit_code, cleaned.stdout.splitlines()[-1]) == (0, "whole     yes"), cleaned.stdout
-    run = read_run(str(output), Storage())
     assert [row["attempts"] for table in read_tables(run) for row in table.to_pylist()] == [2, 1] * 12
     assert CliRunner().invoke(app, ["retry", str(output)]).stdout == "nothing to retry: no row failed\n"

@@ -8,10 +8,14 @@ from cliper.model.classes import ClassList
 from cliper.pipeline.config import JobConfig, ShardConfig
 from cliper.pipeline.corpus.manifest import write_manifest
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.errors import RunError
+from cliper.pipeline.errors import RunError, StorageError
+from cliper.pipeline.run import shards
 from cliper.pipeline.run.folder import begin_run, fingerprint, free_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
+from cliper.pipeline.run.shards import require_visible
 from cliper.pipeline.storage.backend import Storage
+from tests.support.fakes import write_corpus
+from tests.support.labeled import label_small
 
 LOCAL = Storage({"secret": "hunter2"})
 CLASSES = ClassList.parse(["cat", "dog"])
@@ -147,3 +151,17 @@ def test_a_lease_alone_does_not_claim_a_folder(tmp_path: Path) -> None:
     with hold(str(tmp_path), LOCAL):
         begin_run(str(tmp_path), LOCAL, identity()).discard()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_commit_that_this_machine_does_not_see_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nodes of a cluster that do not share the output's folder would each keep a part of the run."""
+    write_corpus(tmp_path / "corpus", 2)
+    run = label_small(tmp_path / "corpus", tmp_path / "run")
+    require_visible(run.storage, run.uri, 0)
+    monkeypatch.setattr(shards, "VISIBLE_WITHIN", 0.0)
+    with pytest.raises(
+        StorageError, match=r"shard-000001.parquet, and it is not on this machine: .* do not share"
+    ):
+        require_visible(run.storage, run.uri, 1)

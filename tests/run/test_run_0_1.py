@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import cliper
 from cliper.jobs.cli import app
-from cliper.jobs.common import Resources
 from cliper.jobs.evaluations import _finish, _stored_setting
+from cliper.jobs.options import Resources
 from cliper.jobs.retry import open_stored
 from cliper.pipeline.dataset import MaskDataset
 from cliper.pipeline.evaluate.evaluation import open_evaluation, require_labeled

@@ -35,9 +35,9 @@ def fake_job(
     return Job(run, manifest, config, classes, kind(make), "fake")
 
 
-def this_ray() -> RaySession:
-    """The Ray of this process; waits for resources that an aborted test still holds."""
-    session = RaySession(verbose=False, wait=60, held=ExitStack())
+def this_ray(wait: float = 60) -> RaySession:
+    """The Ray of this process; waits for resources (seconds), which an aborted test may still hold."""
+    session = RaySession(verbose=False, wait=wait, held=ExitStack())
     session._connected = True
     return session
 

@@ -35,8 +35,8 @@ def random_heads(layers: int = 3, tokens: int = 77) -> tuple[Tensor, Tensor, Ten
 def refinement() -> None:
     """Every head's map times scores, for lengths and class counts that fill no tile."""
     from cliper.model.diffusion import QueryKey
+    from cliper.model.kernels.refine_triton import HeadMaps
     from cliper.model.refine import head_map
-    from cliper.model.refine_triton import HeadMaps
 
     for tokens, classes in ((144, 3), (256, 20), (64, 150)):
         (query,), (key,), _ = random_heads(1, tokens)
@@ -50,9 +50,9 @@ def refinement() -> None:
 @torch.inference_mode()
 def fusion() -> None:
     """Summed attention, Sinkhorn vectors, and values spread by the affinity."""
-    from cliper.model import fusion_triton
     from cliper.model.backbone import attend
     from cliper.model.fusion import affinity, sinkhorn_rounds
+    from cliper.model.kernels import fusion_triton
 
     query, key, value = random_heads()
     plain = attend(query, key).sum(dim=0)

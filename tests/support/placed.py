@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,14 @@ from tests.support.fakes import Brightness
 
 @dataclass(frozen=True)
 class Placed:
-    """Makes Brightness segmenters; each writes a file to `folder`. `seconds` is the time per image."""
+    """Makes Brightness segmenters; each writes a file to `folder`. `seconds` is the time per image.
+
+    With `together`, each waits until there are that many: a pool that is busy drops actors that have not started.
+    """
 
     folder: str
     seconds: float = 0.0
+    together: int = 1
 
     def __call__(self, config: JobConfig, classes: ClassList) -> Brightness:
         import ray
@@ -31,7 +36,13 @@ class Placed:
             "device": config.resources.device,
         }
         Path(self.folder).mkdir(exist_ok=True, parents=True)
-        (Path(self.folder) / f"{os.getpid()}.json").write_text(json.dumps(note))
+        file = Path(self.folder) / f"{os.getpid()}.json"
+        file.with_suffix(".tmp").write_text(json.dumps(note))
+        file.with_suffix(".tmp").rename(file)
+        deadline = time.monotonic() + 120
+        while len(self.notes) < self.together:
+            assert time.monotonic() < deadline, f"{len(self.notes)} of {self.together} actors have started"
+            time.sleep(0.1)
         return _Slow(config, classes, self.seconds)
 
     @property
@@ -45,8 +56,6 @@ class _Slow(Brightness):
         self.seconds = seconds
 
     def segment(self, images: Any, image_ids: Any) -> Any:
-        import time
-
         time.sleep(self.seconds * len(images))
         return super().segment(images, image_ids)
 

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 
 from cliper.model._libraries import diffusers, transformers
-from cliper.model.weights import EMBEDDED
+from cliper.model.loading.weights import EMBEDDED
 
 _WIDE: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def dino_folder(folder: Path, kind: str) -> Path:
-    """A DINO of `kind`, a key of cliper.model.dino.NETWORKS, with random weights."""
+    """A DINO of `kind`, a key of cliper.model.networks.dino.NETWORKS, with random weights."""
     torch.manual_seed(0)
     if kind == "vit":
         config = transformers.ViTConfig(**_WIDE, intermediate_size=32, image_size=32, patch_size=8)

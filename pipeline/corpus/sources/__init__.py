@@ -11,6 +11,7 @@ from cliper.pipeline.corpus.sources.entry import Entry
 from cliper.pipeline.corpus.sources.images import list_images
 from cliper.pipeline.corpus.sources.lists import LISTS, list_uris
 from cliper.pipeline.corpus.sources.parquet import list_parquet_images
+from cliper.pipeline.corpus.sources.refused import refusal, saved_dataset
 from cliper.pipeline.corpus.sources.tars import list_tars
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local
@@ -24,17 +25,6 @@ SOURCES: dict[str, Callable[[Storage, str, InputConfig, LeftOut], Iterator[Entry
     "tar": list_tars,
 }
 
-_UNPACK = "its members cannot be read by byte range; unpack it to an uncompressed .tar, or to a folder"
-_ARROW = "convert it: datasets.load_from_disk(FOLDER).to_parquet(FILE), then --format parquet"
-_REFUSED = {
-    **dict.fromkeys((".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip"), _UNPACK),
-    **dict.fromkeys((".7z", ".rar", ".gz", ".bz2", ".xz", ".zst"), _UNPACK),
-    **dict.fromkeys((".arrow", ".feather"), _ARROW),
-    **dict.fromkeys((".tfrecord", ".tfrecords", ".lmdb", ".mdb", ".h5", ".hdf5", ".npz", ".beton", ".mds"), (
-        "no reader for it; write its images to a folder, a .tar, or Parquet with a column of bytes"
-    )),
-}  # fmt: skip
-
 
 def list_entries(
     storage: Storage, uri: str, config: InputConfig, left_out: LeftOut | None = None
@@ -43,6 +33,8 @@ def list_entries(
 
     Raises CliperError (InputError, StorageError) and nothing else.
     """
+    if not uri.strip():
+        raise InputError("the input is empty; name a folder, file, glob or URI (--input)")
     uri = absolute(uri)
     if is_local(uri):
         uri = storage.filesystem(uri)[1]
@@ -71,16 +63,18 @@ def detect_format(uri: str) -> str:
         return "list"
     if name.endswith(".tar"):
         return "tar"
-    refused = next((suffix for suffix in sorted(_REFUSED, key=len, reverse=True) if name.endswith(suffix)), None)
-    if refused is not None:
-        raise InputError(f"{uri}: {refused} is not read: {_REFUSED[refused]}")
+    if (reason := refusal(uri)) is not None:
+        raise InputError(reason)
     return "images"
 
 
 def no_images(uri: str, left_out: LeftOut) -> InputError:
     """The error of a corpus without images, with what was left out and why."""
-    left = "; ".join(line.removeprefix("left out  ") for line in left_out.lines())
-    found = f". In it, left out: {left}" if left else ""
+    if (saved := saved_dataset(uri)) is not None:
+        return InputError(f"no images found in {uri}: {saved}")
+    left = [line.removeprefix("left out  ") for line in left_out.lines() if line.startswith("left out")]
+    found = f". In it, left out: {'; '.join(left)}" if left else ""
+    found += "".join(f". {note}" for note in left_out.notes)
     hint = "check the path, or name its form (--format images, list, parquet or tar)"
     name = posixpath.basename(uri.rstrip("/"))
     deeper = "; '*' does not look into folders, '**' does" if "*" in name and "**" not in uri else ""

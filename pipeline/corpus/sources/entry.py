@@ -64,7 +64,8 @@ def checked_id(value: Any, where: str) -> str:
     text = str(value)
     if not text.strip() or "\0" in text or len(text) > LONGEST_ID:
         raise InputError(
-            f"{where}: the image id is {text!r:.60}; an id has 1 to {LONGEST_ID} characters (--id-column)"
+            f"{where}: the image id is {text!r:.60}; an id has 1 to {LONGEST_ID} characters, none of them null "
+            "(--id-column)"
         )
     if not is_unicode(text):
         raise InputError(f"{where}: the image id {text!r:.60} is not valid Unicode (--id-column)")

@@ -15,6 +15,7 @@ from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage, access_errors, is_local, join
+from cliper.pipeline.storage.direct import bare_tag
 
 MOST_DEEP = 100  # folders below the input; links may make a tree deeper than it is
 _MAGIC = re.compile(r"[*?\[]")
@@ -56,8 +57,13 @@ def find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
 
 
 def _find(storage: Storage, uri: str, left_out: LeftOut) -> Iterator[Found]:
+    if not is_local(uri) and not uri.partition("://")[2].strip("/"):
+        raise InputError(f"{uri} names no {'server' if uri.startswith('http') else 'bucket'}")
     if uri.startswith(("http://", "https://")):  # a query's ? is no wildcard, and servers have no folders
-        yield Found(posixpath.basename(uri.partition("?")[0]), uri, None, "named")
+        name = posixpath.basename(uri.partition("?")[0])
+        if not name:
+            raise InputError(f"{uri} names no file; a web address is that of one list, tar or image")
+        yield Found(name, uri, None, "named")
     elif is_local(uri):
         yield from _find_local(Path(storage.filesystem(uri)[1]), uri, left_out)
     elif _MAGIC.search(uri) and not _exists(storage, uri):
@@ -110,7 +116,7 @@ def _remote_glob(storage: Storage, pattern: str) -> Iterator[Found]:
 
 def etag_stamp(tag: str | None) -> str | None:
     """The stamp of an object, from its ETag as the store writes it."""
-    return f"{ETAG}{tag.strip(chr(34))}" if tag else None
+    return f"{ETAG}{bare_tag(tag)}" if tag else None
 
 
 def mtime_stamp(found: os.stat_result) -> str:

@@ -1,5 +1,6 @@
 """Lists of URIs: Parquet, CSV, TSV, JSON, JSON Lines, or text with a URI per line; text may be compressed."""
 
+import codecs
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import fsspec
 
 from cliper.pipeline.config import InputConfig
+from cliper.pipeline.corpus.formats import SUFFIXES
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import Entry, checked_id, is_unicode
 from cliper.pipeline.corpus.sources.files import Found, find
@@ -39,7 +41,7 @@ def list_uris(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut
     for found in find(storage, uri, left_out):
         if found.how != "named" and not selection.container(found.name, LISTS, "list"):
             continue
-        base = posixpath.dirname(found.uri)
+        base, empty = posixpath.dirname(found.uri), True
         for where, target, value in _rows(storage, found, config):
             if not isinstance(target, str) or not target.strip() or not is_unicode(target):
                 raise InputError(
@@ -47,8 +49,11 @@ def list_uris(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut
                     "(--uri-column)"
                 )
             entry = Entry(checked_id(target if value is _NO_ID else value, where), _resolved(base, target.strip()))
+            empty = False
             if selection.row(entry.image_id):
                 yield entry
+        if empty:
+            left_out.note(f"{found.uri} has no rows")
 
 
 def _resolved(base: str, target: str) -> str:
@@ -74,8 +79,12 @@ def _rows(storage: Storage, found: Found, config: InputConfig) -> Iterator[Row]:
 def _text_errors(uri: str) -> Iterator[None]:
     try:
         yield
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{uri} is not a list in UTF-8 text: {error}") from error
+    except UnicodeDecodeError as error:
+        wide = error.object[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        hint = "; it is UTF-16: iconv -f UTF-16 -t UTF-8 LIST > NEW" if wide else ""
+        raise InputError(f"{uri} is not a list in UTF-8 text: {error}{hint}") from error
+    except csv.Error as error:
+        raise InputError(f"{uri} cannot be read: {error}; is a quote open?") from error
     except (EOFError, zlib.error, LZMAError, OSError) as error:
         raise InputError(f"{uri} cannot be read to its end: {type(error).__name__}: {error}") from error
 
@@ -99,6 +108,7 @@ def _parquet_rows(handle: Any, uri: str, config: InputConfig) -> Iterator[Row]:
     need_text(uri, schema.field(config.uri_column), "--uri-column")
     columns = [config.uri_column]
     if config.id_column in schema.names:
+        need_column(uri, schema, config.id_column, "--id-column")
         need_id_type(uri, schema.field(config.id_column))
         columns.append(config.id_column)
     row = 0
@@ -123,8 +133,9 @@ def _tab_separated(text: Any, uri: str, config: InputConfig) -> Iterator[Row]:
 
 
 def _table(text: Any, uri: str, config: InputConfig, delimiter: str) -> Iterator[Row]:
-    reader = csv.DictReader(text, delimiter=delimiter)
-    _need_name(uri, reader.fieldnames or (), config.uri_column)
+    # Strict: an unclosed quote is an error, where it would else take all lines up to the next one into one URI.
+    reader = csv.DictReader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+    reader.fieldnames = _header(uri, reader.fieldnames, config, delimiter)
     for values in reader:
         where = f"{uri}, line {reader.line_num}"
         if None in values or None in values.values():
@@ -132,6 +143,30 @@ def _table(text: Any, uri: str, config: InputConfig, delimiter: str) -> Iterator
                 f"{where} has not as many values as the header has columns; quote values with '{delimiter}'"
             )
         yield where, values[config.uri_column], values.get(config.id_column, _NO_ID)
+
+
+def _header(uri: str, names: Sequence[str] | None, config: InputConfig, delimiter: str) -> list[str]:
+    """The names of the columns. Raises InputError if they are not as needed, with the likely cause."""
+    if not names:
+        raise InputError(f"{uri} has no line that names the columns; it must begin with '{config.uri_column}'")
+    found = [name.strip() for name in names]
+    for name in (config.uri_column, config.id_column):
+        if found.count(name) > 1:
+            raise InputError(f"{uri} has {found.count(name)} columns called '{name}'; rename all but one")
+    if config.uri_column in found:
+        return found
+    if len(found) == 1 and (mark := next((mark for mark in ("\t", ";", "|", ",") if mark in found[0]), None)):
+        raise InputError(
+            f"{uri}: its columns are divided by {mark!r}, not by {delimiter!r} (its first line: "
+            f"{found[0]:.60}); a .csv has commas, a .tsv tabs"
+        )
+    if found[0].lower().endswith(SUFFIXES):
+        raise InputError(
+            f"{uri}: the first line names no columns, but is {found[0]:.60}; begin with '{config.uri_column}', "
+            "or call a list of nothing but URIs .txt"
+        )
+    _need_name(uri, found, config.uri_column)
+    return found
 
 
 def _json_lines(text: Any, uri: str, config: InputConfig) -> Iterator[Row]:
@@ -152,9 +187,18 @@ def _json_list(text: Any, uri: str, config: InputConfig) -> Iterator[Row]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except ValueError as error:
         raise InputError(f"{where} is not JSON: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a name that occurs twice, of which Python would take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' occurs twice in one object")
+    return found
 
 
 def _json_row(item: Any, where: str, config: InputConfig) -> Row:

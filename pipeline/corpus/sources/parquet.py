@@ -62,6 +62,7 @@ def _read_file(storage: Storage, found: Found, config: InputConfig) -> _Rows:
         sizes = [(g.num_rows, _column_bytes(g, config.image_column) // max(g.num_rows, 1)) for g in groups]
         if config.id_column not in schema.names:
             return _Rows(sizes, None, None, notes)
+        need_column(found.uri, schema, config.id_column, "--id-column")
         need_id_type(found.uri, schema.field(config.id_column))
         return _Rows(sizes, file.read([config.id_column]).column(0), config.id_column, notes)
 
@@ -113,6 +114,8 @@ def open_parquet(handle: Any, uri: str, most: int = 0) -> pq.ParquetFile:
 
 def need_column(uri: str, schema: pa.Schema, column: str, option: str) -> None:
     """Raise InputError unless there is a column of this name; points to a column that holds images or URIs."""
+    if schema.names.count(column) > 1:
+        raise InputError(f"{uri} has {schema.names.count(column)} columns called '{column}'; rename all but one")
     if column in schema.names:
         return
     hint = ""

@@ -8,9 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper.model.dino import MEAN, STD
-from cliper.model.network_configs import MasksConfig
-from cliper.model.pretrained import (
+from cliper.model.loading.pretrained import (
     Pretrained,
     architecture,
     check_pretrained,
@@ -18,6 +16,8 @@ from cliper.model.pretrained import (
     load_pretrained,
     resolve_pretrained,
 )
+from cliper.model.networks.configs import MasksConfig
+from cliper.model.networks.dino import MEAN, STD
 from cliper.model.segmenter import pick_device, pick_dtype
 
 NETWORKS = {"sam2": "Sam2Model", "sam2_video": "Sam2Model"}  # a video checkpoint holds the image model

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from cliper.model.choose import (
+from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
+from cliper.model.errors import WeightsError
+from cliper.model.loading.choose import (
     Network,
     choose_clip_file,
     choose_clip_folder,
@@ -18,15 +20,13 @@ from cliper.model.choose import (
     choose_network,
     choose_tiny_vae,
 )
-from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
-from cliper.model.errors import WeightsError
-from cliper.model.files import read_json, sha256_of
-from cliper.model.hub import Choose, fetch, names_in
-from cliper.model.pretrained import resolve_pretrained
+from cliper.model.loading.files import read_json, sha256_of
+from cliper.model.loading.hub import Choose, fetch, names_in
+from cliper.model.loading.pretrained import resolve_pretrained
 
 __all__ = ["Backbone", "Diffusion", "pin", "resolve_backbone", "resolve_diffusion", "sha256_of"]
 
-EMBEDDED = {"tiny": Path(__file__).parent / "weights" / "tiny"}
+EMBEDDED = {"tiny": Path(__file__).parent.parent / "weights" / "tiny"}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The hashes that identify the weights of CLIPer's networks."""
 
 from cliper.model.config import CLIPerConfig
-from cliper.model.pretrained import hash_of, resolve_pretrained
-from cliper.model.weights import resolve_backbone, resolve_diffusion, sha256_of
+from cliper.model.loading.pretrained import hash_of, resolve_pretrained
+from cliper.model.loading.weights import resolve_backbone, resolve_diffusion, sha256_of
 
 
 def cliper_hashes(config: CLIPerConfig) -> dict[str, str]:
@@ -13,7 +13,7 @@ def cliper_hashes(config: CLIPerConfig) -> dict[str, str]:
     backbone, fgc, dino = config.backbone, config.fgc, config.dino
     embedded = backbone.model.startswith("embedded:") and (fgc is None or fgc.model.startswith("embedded:"))
     if not embedded or dino is not None:
-        from cliper.model.check import check_weights  # imports the libraries that load weights: seconds
+        from cliper.model.loading.check import check_weights  # imports the libraries that load weights: seconds
 
         check_weights(config)
     hashes = {"backbone": sha256_of(resolve_backbone(backbone).files)}

@@ -12,10 +12,10 @@ import torch
 from cliper.model._libraries import diffusers, open_clip, transformers
 from cliper.model.config import CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
-from cliper.model.files import read_json
-from cliper.model.tensors import require, sizes_in
+from cliper.model.loading.files import read_json
+from cliper.model.loading.tensors import require, sizes_in
+from cliper.model.loading.weights import Backbone, Diffusion, resolve_backbone, resolve_diffusion
 from cliper.model.unet import attention_modules, wanted_layers
-from cliper.model.weights import Backbone, Diffusion, resolve_backbone, resolve_diffusion
 
 SUPPORTED = "FGC reads Stable Diffusion 1.x and 2.x"
 # Their noise is sqrt(a) x + sqrt(1 - a) n at an integer timestep, and the UNet's input is not scaled. The Euler,
@@ -35,7 +35,7 @@ def check_weights(config: CLIPerConfig) -> None:
     if config.fgc is not None and not config.fgc.model.startswith("embedded:"):
         check_diffusion(resolve_diffusion(config.fgc), config.fgc)
     if config.dino is not None:
-        from cliper.model.dino import check_dino
+        from cliper.model.networks.dino import check_dino
 
         check_dino(config.dino)
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cliper.model.choose import choose_network, choose_pretrained
 from cliper.model.errors import ConfigError, WeightsError
-from cliper.model.files import read_json, sha256_of
-from cliper.model.hub import fetch, names_in
+from cliper.model.loading.choose import choose_network, choose_pretrained
+from cliper.model.loading.files import read_json, sha256_of
+from cliper.model.loading.hub import fetch, names_in
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +92,7 @@ def check_pretrained(
     """
     import torch
 
-    from cliper.model.tensors import sizes_in
+    from cliper.model.loading.tensors import sizes_in
 
     try:
         settings = network.config_class.from_pretrained(found.folder)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cliper.model.config import DinoConfig
-from cliper.model.pretrained import (
+from cliper.model.loading.pretrained import (
     Pretrained,
     architecture,
     check_pretrained,

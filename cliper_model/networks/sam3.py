@@ -16,10 +16,9 @@ from torch import Tensor
 
 from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError
-from cliper.model.hashes import cliper_hashes
 from cliper.model.labels import segment_scores
-from cliper.model.network_configs import Sam3ActiveConfig, Sam3Config
-from cliper.model.pretrained import (
+from cliper.model.loading.hashes import cliper_hashes
+from cliper.model.loading.pretrained import (
     Pretrained,
     architecture,
     check_pretrained,
@@ -28,9 +27,10 @@ from cliper.model.pretrained import (
     load_tokenizer,
     resolve_pretrained,
 )
+from cliper.model.loading.weights import pin as pin_cliper
+from cliper.model.networks.configs import Sam3ActiveConfig, Sam3Config
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
-from cliper.model.weights import pin as pin_cliper
 
 NETWORKS = {"sam3": "Sam3Model", "sam3_video": "Sam3Model"}  # a video checkpoint holds the image model
 TOKENS = 32  # of a prompt, padded: SAM 3's text encoder has no more

@@ -13,8 +13,7 @@ from cliper.model.classes import ClassList
 from cliper.model.errors import ConfigError
 from cliper.model.fusion import class_scores, window_starts
 from cliper.model.labels import segment_scores
-from cliper.model.network_configs import Tipsv2Config
-from cliper.model.pretrained import (
+from cliper.model.loading.pretrained import (
     Pretrained,
     architecture,
     check_pretrained,
@@ -23,6 +22,7 @@ from cliper.model.pretrained import (
     load_tokenizer,
     resolve_pretrained,
 )
+from cliper.model.networks.configs import Tipsv2Config
 from cliper.model.prompts import embed_classes
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import MAX_ASPECT, pick_device, pick_dtype

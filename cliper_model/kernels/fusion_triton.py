@@ -14,7 +14,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from torch import Tensor
 
-from cliper.model.refine_triton import launch_options, padded_length, precision_of, row_logsumexp
+from cliper.model.kernels.refine_triton import launch_options, padded_length, precision_of, row_logsumexp
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Networks other than CLIP and Stable Diffusion: DINO for CLIPer, and the segmenters SAM 2, SAM 3 and TIPSv2."""
