@@ -74,7 +74,8 @@ def render_run(collected: Collected, speed: Throughput | None, groups: Sequence[
             "input_uri": run.identity.get("input_uri", ""),
             "fingerprint": run.fingerprint,
             "created": stored.get("created", ""),
-            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows) + damage,
+            "notes": run_notes(run, collected.manifest, len(collected.done), len(collected.read), stats.rows)
+            + damage,
             "headline": _headline(collected, speed),
             "speed": None if speed is None else _speed(speed),
             "failures": _failures(stats),
