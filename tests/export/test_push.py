@@ -68,7 +68,7 @@ def test_a_commit_that_fails_is_repeated_a_bounded_number_of_times(hub: Hub, run
         push(run, tmp_path / "b", "--val-share", "0.5")
 
 
-def test_what_cannot_be_pushed_is_refused_before_the_export(
+def test_an_impossible_push_is_refused_before_the_export(
     hub: Hub, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(CliperError, match="of the format huggingface"):
