@@ -56,7 +56,9 @@ def evaluate(
     *,
     benchmark: Annotated[
         str | None,
-        typer.Argument(help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file"),
+        typer.Argument(
+            help="Benchmark config: shipped (voc21-b16, ade20k-l14-mmseg, ...) or a YAML file", metavar="BENCHMARK"
+        ),
     ] = None,
     data: Annotated[
         str | None, Opt(help="Prepared benchmark; with --all, the parent folder of several", metavar="URI")
@@ -69,8 +71,10 @@ def evaluate(
         ),
     ] = None,
     run: Annotated[str | None, Opt(help="Score this finished labeling run; loads no model", metavar="URI")] = None,
-    variant: Annotated[str | None, Opt(help="Variant of the benchmark config, e.g. sliding")] = None,
-    protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg")] = None,
+    variant: Annotated[
+        str | None, Opt(help="Variant of the benchmark config, e.g. sliding", metavar="NAME")
+    ] = None,
+    protocol: Annotated[str | None, Opt(help="With --run or --segmenter: cliper or mmseg", metavar="NAME")] = None,
     sweep: Annotated[
         list[str] | None,
         Opt(help="Settings to try, e.g. background_threshold=0.2,0.3; repeat", metavar="SETTING=A,B,..."),

@@ -13,7 +13,7 @@ from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession
 from cliper.jobs.workers import connected
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import JobConfig, load_classes
+from cliper.pipeline.config import JobConfig, load_classes, suggest
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.benchmarks import BenchmarkConfig, load_benchmark, shipped_benchmarks
 from cliper.pipeline.evaluate.compare import table
@@ -146,7 +146,7 @@ def find_protocol(name: str) -> Protocol:
     for known in PROTOCOLS:
         if name == known:
             return known
-    raise EvaluationError(f"unknown protocol '{name}'; allowed: {', '.join(PROTOCOLS)}")
+    raise EvaluationError(f"unknown protocol '{name}'; {suggest(name, PROTOCOLS, 'allowed')}")
 
 
 def evaluate_all(data: str, output: str, only: list[str], options: Options) -> str:
@@ -157,7 +157,8 @@ def evaluate_all(data: str, output: str, only: list[str], options: Options) -> s
     names = [name for name, _ in shipped_benchmarks()]
     unknown = [name for name in only if name not in names and not Path(name).is_file()]
     if unknown:
-        raise ConfigError(f"'{unknown[0]}' is neither a file nor a benchmark config; shipped: {', '.join(names)}")
+        known = suggest(unknown[0], names, "shipped")
+        raise ConfigError(f"'{unknown[0]}' is neither a file nor a benchmark config; {known}")
     results, absent = [], set()
     for name in only or names:
         config = load_benchmark(name)

@@ -11,7 +11,7 @@ from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
 from cliper.pipeline.run.folder import read_run
-from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.backend import Storage, is_local
 
 if TYPE_CHECKING:
     from cliper.pipeline.export.base import Exporter, Plan
@@ -33,12 +33,14 @@ def export(
     to: Annotated[str, Opt(help=FORMATS, metavar="FORMAT")],
     output: Annotated[str, Opt(help="New folder: local path or s3:// prefix", metavar="URI")],
     images: Annotated[bool, Opt("--images", help="Copy the source images too; trainers need them")] = False,
-    status: Annotated[list[str] | None, Opt(help="Rows of this status; repeat; default: ok")] = None,
+    status: Annotated[
+        list[str] | None, Opt(help="Rows of this status; repeat; default: ok", metavar="STATUS")
+    ] = None,
     class_: Annotated[
         list[str] | None, Opt("--class", help="Images with this class; repeat for any of several", metavar="NAME")
     ] = None,
-    min_confidence: Annotated[float | None, Opt(help="Minimum mean confidence of an image, 0 to 1")] = None,
-    min_area: Annotated[float | None, Opt(help="Minimum share that one such class covers, 0 to 1")] = None,
+    min_confidence: Annotated[float | None, Opt(min=0, max=1, help="Minimum mean confidence of an image")] = None,
+    min_area: Annotated[float | None, Opt(min=0, max=1, help="Minimum share that one such class covers")] = None,
     where: Annotated[
         str | None, Opt(help='SQL condition over the rows, e.g. "margin < 0.2"', metavar="SQL")
     ] = None,
@@ -54,7 +56,7 @@ def export(
     split_list: Annotated[
         Path | None, Opt(help="Lines 'image_id,split' of images with a given split", metavar="FILE")
     ] = None,
-    segmentation: Annotated[str, Opt(help="coco: rle, rle-uncompressed or polygon")] = "rle",
+    segmentation: Annotated[str, Opt(help="coco: rle, rle-uncompressed or polygon", metavar="FORM")] = "rle",
     instances: Annotated[bool, Opt("--instances", help="An annotation per connected region of a class")] = False,
     things: Annotated[
         Path | None, Opt(help="Instances of these classes only, one per line; others are stuff", metavar="FILE")
@@ -74,7 +76,14 @@ def export(
     background: Annotated[
         str | None, Opt(help="Export background pixels as a class of this name", metavar="NAME")
     ] = None,
-    corrections: Annotated[str, Opt(help="Corrected masks: latest, none, or a version number")] = "latest",
+    corrections: Annotated[
+        str, Opt(help="Corrected masks: latest, none, or a version number", metavar="VERSION")
+    ] = "latest",
+    push: Annotated[
+        str | None,
+        Opt(help="huggingface: upload it as a dataset; needs HF_TOKEN or 'hf auth login'", metavar="OWNER/NAME"),
+    ] = None,
+    private: Annotated[bool, Opt("--private", help="With --push: a private repository")] = False,
     workers: WorkersOption = None,
     storage_option: StorageOption = None,
 ) -> None:
@@ -89,25 +98,26 @@ def export(
 
     exporter = find_exporter(to)
     options = Options(
-        val_share,
-        test_share,
-        split_by,
-        read_splits(split_list),
-        parse_segmentation(segmentation),
-        instances or things is not None,
-        read_names(things),
-        min_region,
-        fill_holes,
-        simplify,
-        ignore_below,
-        dict(parse_rename(text) for text in rename or ()),
-        tuple(drop or ()),
-        background,
+        val_share=val_share,
+        test_share=test_share,
+        split_by=split_by,
+        listed=read_splits(split_list),
+        segmentation=parse_segmentation(segmentation),
+        instances=instances or things is not None,
+        things=read_names(things),
+        min_region=min_region,
+        fill_holes=fill_holes,
+        simplify=simplify,
+        ignore_below=ignore_below,
+        rename=dict(parse_rename(text) for text in rename or ()),
+        drop=tuple(drop or ()),
+        background=background,
     )
     opened = read_run(run, Storage(parse_options(storage_option or [])))
     keep = RowFilter(tuple(status or ["ok"]), tuple(class_ or ()), min_confidence, min_area, where)
     plan = make_plan(opened, to, keep, images, options)
     version = parse_version(corrections)
+    address = open_push(push, private, to, output)
     try:
         with started(workers) as writers:
             done = write_export(opened, plan, output, writers, version, _report)
@@ -117,6 +127,26 @@ def export(
     print(describe(done, plan.format))
     for note in notes(done, plan, exporter):
         print(f"note      {note}")
+    if push is not None:
+        from cliper.pipeline.export.hub import upload
+
+        upload(done.uri, push, f"cliper run {plan.fingerprint}")
+        print(f"pushed    {address}")
+
+
+def open_push(push: str | None, private: bool, to: str, output: str) -> str:
+    """The address of the repository to push to, or "". Raises ConfigError or ExportError before any work."""
+    if push is None:
+        if private:
+            raise ConfigError("--private has no effect without --push OWNER/NAME")
+        return ""
+    if to != "huggingface" or not is_local(output):
+        raise ConfigError(
+            "--push uploads a local folder of the format huggingface: --to huggingface --output FOLDER"
+        )
+    from cliper.pipeline.export.hub import open_repository
+
+    return open_repository(push, private)
 
 
 def notes(done: "Summary", plan: "Plan", exporter: "Exporter") -> Iterator[str]:

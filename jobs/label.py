@@ -35,7 +35,11 @@ def label(
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
     preset: Annotated[
-        str, Opt(help="exact, fast (bfloat16, one map for all layers), fast-384, fast-256 (small FGC), clip-only")
+        str,
+        Opt(
+            help="exact, fast (bfloat16, one map for all layers), fast-384, fast-256 (small FGC), clip-only",
+            metavar="NAME",
+        ),
     ] = "exact",
     resources: Resources,
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,

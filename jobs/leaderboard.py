@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cliper.jobs.evaluations import Options, evaluate_live
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import load_config, shipped
+from cliper.pipeline.config import load_config, shipped, suggest
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.benchmarks import BenchmarkConfig, load_benchmark
 from cliper.pipeline.evaluate.compare import Ranked, leaderboard_table
@@ -31,7 +31,7 @@ def evaluate_segmenters(
     """
     unknown = [name for name in only if name not in DATASETS]
     if unknown:
-        raise ConfigError(f"--only '{unknown[0]}' is no benchmark; there is: {', '.join(DATASETS)}")
+        raise ConfigError(f"--only '{unknown[0]}' is no benchmark; {suggest(unknown[0], DATASETS)}")
     prepared = list(prepared_benchmarks(data, options.storage, only))
     if not prepared:
         raise EvaluationError(
@@ -66,9 +66,8 @@ def entry_config(name: str, benchmark: str) -> BenchmarkConfig:
     if name == "cliper":
         return load_benchmark(f"{benchmark}-{OFFICIAL}")
     if name not in shipped("label") and not Path(name).is_file():
-        raise ConfigError(
-            f"--segmenter '{name}' is neither cliper, a labeling config ({', '.join(shipped('label'))}) nor a file"
-        )
+        known = suggest(name, ["cliper", *shipped("label")], "shipped")
+        raise ConfigError(f"--segmenter '{name}' is neither a file nor a labeling config; {known}")
     job = chosen(load_config(name))[1]
     model = job.model.model_dump(mode="json", exclude={"batch_size", "dtype"})
     protocol = model["labels"]["protocol"] if job.segmenter == "cliper" else "mmseg"

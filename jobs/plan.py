@@ -25,7 +25,7 @@ def plan(
         str | None, Opt(help="Class file, or a shipped list; required with real weights", metavar="FILE")
     ] = None,
     config: Annotated[str, Opt(help="YAML file or a shipped config", metavar="FILE")] = "tiny",
-    preset: Annotated[str, Opt(help="exact, fast, fast-384, fast-256 or clip-only")] = "exact",
+    preset: Annotated[str, Opt(help="exact, fast, fast-384, fast-256 or clip-only", metavar="NAME")] = "exact",
     sample: Annotated[int, Opt(min=1, help="Images to label for the estimate")] = 64,
     actors: Annotated[int, Opt(min=1, help="Actors (GPUs) that the run will have")] = 1,
     price: Annotated[float | None, Opt(min=0, help="Price of an actor (GPU) per hour")] = None,

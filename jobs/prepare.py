@@ -21,13 +21,17 @@ def prepare(
         str,
         typer.Argument(
             help="voc21, voc20, context60, context59, coco_object, coco_stuff, ade20k, cityscapes, or folder",
+            metavar="BENCHMARK",
         ),
     ],
     root: Annotated[Path, Opt(help="Folder of the unpacked download", metavar="DIR")],
     output: Annotated[str | None, Opt(help="Default: ROOT/prepared/BENCHMARK", metavar="URI")] = None,
     truth: Annotated[
         str | None,
-        Opt(help="Kind of ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole"),
+        Opt(
+            help="Kind of ground truth, e.g. aug (voc), mat, json, png (context), stuff (coco_object), whole",
+            metavar="KIND",
+        ),
     ] = None,
     allow_partial: Annotated[bool, Opt("--allow-partial", help="Accept fewer images than published")] = False,
     copy_images: Annotated[bool, Opt("--copy-images", help="Copy the images too, for other machines")] = False,

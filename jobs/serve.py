@@ -25,8 +25,10 @@ def serve(
         str | None, Opt(help="Class file or shipped list to begin with; needed for real weights", metavar="FILE")
     ] = None,
     examples: Annotated[Path | None, Opt(help="Folder of images to pick from", metavar="DIR")] = None,
-    host: Annotated[str, Opt(help="Address to listen on; 0.0.0.0 lets other machines in")] = "127.0.0.1",
-    port: Annotated[int, Opt(min=1, max=65535)] = 7860,
+    host: Annotated[
+        str, Opt(help="Address to listen on; 0.0.0.0 lets other machines in", metavar="ADDRESS")
+    ] = "127.0.0.1",
+    port: Annotated[int, Opt(min=1, max=65535, help="Port to listen on")] = 7860,
     name: Annotated[
         list[str] | None,
         Opt(help="Host name under which browsers reach the page, e.g. through a proxy; repeat", metavar="NAME"),

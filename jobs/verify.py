@@ -71,7 +71,7 @@ def verify(
 
 
 def remove_leftovers(run: Run) -> None:
-    """Remove what interrupted writes left, and print it."""
+    """Remove leftovers of interrupted writes, and print them."""
     with hold(run.uri, run.storage):  # a temporary file of a running driver is not an orphan
         for orphan in clean_run(run):
             print(f"removed {orphan.file}: {orphan.reason}")

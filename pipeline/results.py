@@ -1,19 +1,22 @@
 """The Python interface to a run: rows, masks, pictures, a torch dataset, exports."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from cliper.pipeline.config import suggest
 from cliper.pipeline.corpus.decode import decode
 from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.errors import ImageError, InputError, RunError
+from cliper.pipeline.errors import FilterError, ImageError, InputError, RunError
 from cliper.pipeline.run.corrections import Version, read_corrections
 from cliper.pipeline.run.folder import Run, class_names, read_run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import labeled_shards
 from cliper.pipeline.run.rows import ALL_ROWS, LABELED, METADATA, RowFilter, read_tables
+from cliper.pipeline.run.schema import COLUMNS
 from cliper.pipeline.storage.backend import Storage
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from cliper.pipeline.predict.prediction import Prediction
 
 
-def open_run(uri: str, storage_options: Mapping[str, Any] | None = None) -> "OpenedRun":
+def open_run(uri: str | PathLike[str], storage_options: Mapping[str, Any] | None = None) -> "OpenedRun":
     """Open a run folder for reading: a local path or an s3:// prefix.
 
     `storage_options` are fsspec's, e.g. {"anon": True}. Raises RunError if there is no run.
@@ -67,8 +70,11 @@ class OpenedRun:
         """The rows as one Arrow table: the named columns, or all but the masks. `.to_pandas()` works on it.
 
         `where` is an SQL condition over the columns, e.g. "status = 'ok' AND margin < 0.2". Memory: all rows.
-        Raises FilterError.
+        Raises FilterError, also for an unknown column.
         """
+        unknown = [name for name in columns or () if name not in COLUMNS.names]
+        if unknown:
+            raise FilterError(f"a run has no column '{unknown[0]}'; {suggest(unknown[0], COLUMNS.names)}")
         return pa.concat_tables(self._tables(METADATA if columns is None else columns, where))
 
     def rows(self, where: str | None = None) -> Iterator[dict[str, Any]]:
@@ -134,7 +140,7 @@ class OpenedRun:
     def export(
         self,
         to: str,
-        output: str,
+        output: str | PathLike[str],
         *,
         images: bool = False,
         where: str | None = None,
@@ -151,7 +157,8 @@ class OpenedRun:
         from cliper.pipeline.export.driver import export, make_plan
 
         chosen = keep if where is None else RowFilter(where=where)
-        return export(self.run, make_plan(self.run, to, chosen, images, options), output, workers, corrections)
+        plan = make_plan(self.run, to, chosen, images, options)
+        return export(self.run, plan, str(output), workers, corrections)
 
     def _row(self, image_id: str, columns: Sequence[str] | None) -> tuple[int, dict[str, Any]]:
         """The shard and the row of an image that has a mask. Reads the ids of shards until it is found."""

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import ConfigError
-from cliper.pipeline.config import JobConfig, find, read_yaml, shipped, validate
+from cliper.pipeline.config import JobConfig, find, read_yaml, shipped, suggest, validate
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.registry import DATASETS
 
@@ -49,7 +49,7 @@ class BenchmarkConfig(Settings):
         Raises EvaluationError for an unknown variant, ConfigError for its settings.
         """
         if variant not in self.variants:
-            raise EvaluationError(f"unknown variant '{variant}'; allowed: {', '.join(self.variants)}")
+            raise EvaluationError(f"unknown variant '{variant}'; {suggest(variant, self.variants, 'allowed')}")
         content = {"segmenter": self.segmenter, "model": merged(self.model, self.variants[variant])}
         return validate(JobConfig, content, f"{source}variant '{variant}'")
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cliper.pipeline.errors import EvaluationError
 from cliper.pipeline.evaluate.counts import COUNTS, Counts, ShardCounter, counts_file, merge, verify
 from cliper.pipeline.evaluate.prepared import Prepared
+from cliper.pipeline.evaluate.registry import DATASETS
 from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.shards import shards_in
@@ -139,7 +140,15 @@ def _check_classes(names: tuple[str, ...], prepared: Prepared) -> None:
     raise EvaluationError(
         f"the run has {len(names)} classes and {prepared.benchmark} {len(wanted)}; class {k + 1} is "
         f"{_quoted(names, k)} in the run and {_quoted(wanted, k)} in the benchmark. "
-        f"Label with the benchmark's class list: cliper label --classes {prepared.benchmark}"
+        f"Label with the classes of the ground truth: cliper label --classes {_class_list(prepared)}"
+    )
+
+
+def _class_list(prepared: Prepared) -> str:
+    """The value of --classes: a shipped list, or the file of the user's own images."""
+    return (
+        DATASETS[prepared.benchmark].classes
+        or "ROOT/classes.txt, where ROOT is the folder given to 'cliper prepare'"
     )
 
 

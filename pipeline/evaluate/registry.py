@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cliper.pipeline.config import suggest
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.evaluate.prepare import ade20k, cityscapes, coco, context, folder, voc
 from cliper.pipeline.evaluate.prepare.base import Sample
@@ -60,7 +61,7 @@ DATASETS: dict[str, Dataset] = {
 
 
 def find_dataset(name: str) -> Dataset:
-    """Return a benchmark by name. Raises DatasetError that lists them."""
+    """Return a benchmark by name. Raises DatasetError that suggests or lists them."""
     if name not in DATASETS:
-        raise DatasetError(f"unknown benchmark '{name}'; known: {', '.join(DATASETS)}")
+        raise DatasetError(f"unknown benchmark '{name}'; {suggest(name, DATASETS)}")
     return DATASETS[name]

@@ -17,7 +17,7 @@ from cliper.model.errors import ConfigError
 from cliper.pipeline.corpus.decode import upright
 from cliper.pipeline.errors import ExportError
 from cliper.pipeline.export.folder import Folder
-from cliper.pipeline.export.options import Options
+from cliper.pipeline.export.options import BACKGROUND, Options
 from cliper.pipeline.export.regions import Edit
 from cliper.pipeline.run.masks import encode_png, palette, unpack_mask
 from cliper.pipeline.run.rows import RowFilter
@@ -46,6 +46,11 @@ class Plan:
     def class_names(self) -> tuple[str, ...]:
         """Of the exported labels 1, 2, ..."""
         return self.options.names(self.run_classes)
+
+    @property
+    def id2label(self) -> dict[str, str]:
+        """The names of all labels by number, background included, as JSON objects have them."""
+        return {str(label): name for label, name in enumerate([BACKGROUND, *self.class_names])}
 
     @property
     def run_name(self) -> str:
@@ -194,7 +199,7 @@ class Exporter:
         "JPEG",
         "WEBP",
         "BMP",
-    )  # copied unchanged; others become the first
+    )  # are copied unchanged; others become the first
     val_share: float | None = None  # the default of a format with splits (train, val, test); None: it has none
     instances: bool = False  # options.instances has a meaning
     polygons: bool = False  # options.simplify has a meaning
@@ -223,11 +228,27 @@ class Exporter:
                 raise ConfigError(f"{option}: {name} has no such thing; `cliper export --help` lists the formats")
 
 
-def grey_png(labels: np.ndarray) -> bytes:
-    """Labels [H, W] as a grayscale PNG of 8 or 16 bits, for readers that turn a palette into colors."""
+def plain_png(pixels: np.ndarray) -> bytes:
+    """A PNG without a palette: grayscale of 8 or 16 bits of [H, W], RGB of uint8 [H, W, 3].
+
+    For labels, if readers turn a palette into colors.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(labels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()
+
+
+def require_8_bits(plan: Plan) -> None:
+    """Raise ExportError for more classes than a mask of 8 bits holds next to background and the ignore value."""
+    count = len(plan.class_names)
+    if count > 254:
+        raise ExportError(f"{plan.format} holds 254 classes in 8 bits, not {count}; use --rename or --drop")
+
+
+def require_printable_names(plan: Plan) -> None:
+    """Raise ExportError for a class name that XML 1.0 cannot represent."""
+    for name in plan.class_names:
+        refuse_unprintable(name, "class name")
 
 
 def refuse_unprintable(text: str, what: str) -> None:

@@ -45,8 +45,9 @@ class Options:
 
     def check(self, classes: Sequence[str]) -> None:
         """Raise ConfigError for a value out of range, or a name that the run does not have."""
-        if (self.val_share or 0) + self.test_share > 1 or min(self.val_share or 0, self.test_share) < 0:
-            raise ConfigError(f"the shares of val and test, {self.val_share} and {self.test_share}, exceed 0 to 1")
+        val, test = self.val_share or 0.0, self.test_share
+        if val + test > 1 or min(val, test) < 0:
+            raise ConfigError(f"the shares of val and test are from 0 to 1 together, not {val:g} and {test:g}")
         if self.segmentation not in SEGMENTATIONS:
             raise ConfigError(f"segmentation is {', '.join(SEGMENTATIONS)}, not '{self.segmentation}'")
         if self.ignore_below is not None and not 0 <= self.ignore_below <= 1:

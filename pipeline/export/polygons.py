@@ -8,7 +8,7 @@ around the hole and returns the same way, so an even-odd fill leaves the hole em
 over pixels of the region itself and therefore adds no pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -42,6 +42,15 @@ def outlines(ids: np.ndarray, simplify: float = 0.0) -> Iterator[tuple[int, np.n
                 corners = _corners((points + 1) // 2)
                 if len(corners) >= 3:
                     yield number, corners + offset
+
+
+def overlap(labels: np.ndarray, drawn: Callable[[int], np.ndarray]) -> list[int]:
+    """Pixels [in both, in either] of labels [H, W] and `drawn(label)`, bool [H, W], over all labels but 0."""
+    both = either = 0
+    for label in np.unique(labels[labels > 0]).tolist():
+        wanted, filled = labels == label, drawn(label)
+        both, either = both + int((wanted & filled).sum()), either + int((wanted | filled).sum())
+    return [both, either]
 
 
 def regions(mask: np.ndarray, simplify: float = 0.0) -> Iterator[np.ndarray]:

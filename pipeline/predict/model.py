@@ -163,7 +163,11 @@ def _job(config: Any) -> JobConfig:
 
 def _class_list(classes: Any, job: JobConfig) -> ClassList:
     if classes is None:
-        return classes_for(None, job)
+        try:
+            return classes_for(None, job)
+        except ConfigError as error:
+            message = str(error).replace("--classes is needed", "classes are needed")
+            raise ConfigError(f"{message}; or names, e.g. ['cat', 'dog']") from error
     if isinstance(classes, ClassList):
         return classes
     if isinstance(classes, Mapping):

@@ -349,7 +349,7 @@ WRONG = [
     ),
     ("folder", "png", trees.folder, remove("classes.txt"), r"classes.txt does not exist"),
     ("folder", "png", trees.folder, remove("labels/scene-000.png"), "1 of 2 files are missing"),
-    ("voc22", "class", trees.voc, lambda root: None, "unknown benchmark 'voc22'; known: voc21, voc20"),
+    ("voc22", "class", trees.voc, lambda root: None, "unknown benchmark 'voc22'; did you mean voc21 or voc20?"),
 ]
 
 

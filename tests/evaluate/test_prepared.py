@@ -127,7 +127,7 @@ def test_mistakes_in_a_config_are_named(tmp_path):
     import yaml
 
     for change, message in [
-        ({"benchmark": "voc"}, "unknown benchmark 'voc'; known: voc21"),
+        ({"benchmark": "voc"}, "unknown benchmark 'voc'; did you mean voc21 or voc20"),
         ({"truth": "halves"}, "truth must be one of: class, aug"),
         ({"published_miou": {"other": 1.0}}, "names 'other', which is no variant"),
         ({"protocol": "mmseg"}, "protocol is 'mmseg', but labels.protocol 'cliper'"),

@@ -181,7 +181,7 @@ def test_options_that_fit_no_format_or_run_are_refused(run: Run) -> None:
         "--segmentation: voc has no such thing": ("voc", Options(segmentation="polygon")),
         "the run has no class 'gras'; known: ": ("voc", Options(drop=("gras",))),
         "no class 'stras' to count as things": ("coco", Options(instances=True, things=("stras",))),
-        "exceed 0 to 1": ("voc", Options(val_share=0.7, test_share=0.7)),
+        "are from 0 to 1 together": ("voc", Options(val_share=0.7, test_share=0.7)),
         "a split is train, val, test, not 'dev'": ("voc", Options(listed={"a": "dev"})),
         "a regular expression": ("voc", Options(split_by="(")),
     }

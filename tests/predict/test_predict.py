@@ -212,10 +212,12 @@ def test_a_run_gives_what_the_model_gives(run: "cliper.OpenedRun", tmp_path: Pat
         assert {one.label for one in result.found} == set(np.unique(result.labels).tolist())
     assert [row["image_id"] for row in run.rows(where=f"image_id = '{ids[3]}'")] == [ids[3]]
     assert len(list(run.dataset(where="width > 60", shuffle=False))) == run.table(where="width > 60").num_rows
-    done = run.export("voc", str(tmp_path / "voc"), where="width > 60")
+    done = run.export("voc", tmp_path / "voc", where="width > 60")
     assert done.images == run.table(where="width > 60").num_rows
     with pytest.raises(cliper.CliperError, match="has no mask of 'nothing'"):
         run.prediction("nothing")
+    with pytest.raises(cliper.CliperError, match="no column 'widht'; did you mean width"):
+        run.table(["widht"])
 
 
 @pytest.mark.parametrize("name", ["predict.prediction", "predict.model", "results"])

@@ -1,9 +1,11 @@
 """A small Hugging Face hub: repositories with commits, branches and gates, over the hub's HTTP protocol.
 
 Answers the requests of huggingface_hub: /api/models/ID (with /revision/REV, /tree/REV, /refs) and HEAD and GET of
-/ID/resolve/REV/FILE with the commit in a header, ranges, and the hub's error codes.
+/ID/resolve/REV/FILE with the commit in a header, ranges, and the hub's error codes. Datasets can be uploaded:
+creation, preupload, LFS objects by their basic transfer (not Xet), commits.
 """
 
+import base64
 import hashlib
 import json
 import threading
@@ -28,6 +30,7 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     gated: bool = False
+    private: bool = False
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Add a commit that holds exactly `files`, at the end of `branch`; returns its hash."""
@@ -48,6 +51,8 @@ class Hub:
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str | None]] = []  # method, path, Range
+        self.objects: dict[str, bytes] = {}  # uploaded by their SHA-256, not in a commit yet
+        self.failures = 0  # commits to refuse with 503
         self.down = False  # answers 503
         self.cut_after: int | None = (
             None  # bytes of a file after which connections break, once per entry in `cuts`
@@ -89,6 +94,70 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(body=True)
 
+    def do_POST(self) -> None:
+        self._write()
+
+    def do_PUT(self) -> None:
+        self._write()
+
+    def _write(self) -> None:
+        """The requests of an upload; MEMBER alone may write."""
+        path, data = unquote(urlsplit(self.path).path), self.rfile.read(int(self.headers["Content-Length"] or 0))
+        self.hub.requests.append((self.command, path, None))
+        if self.hub.failures > 0 and "/commit/" in path:
+            self.hub.failures -= 1
+            return self._refuse(503, "", "try later")
+        if path.startswith("/lfs/"):  # a signed address, without a token
+            self.hub.objects[path.removeprefix("/lfs/")] = data
+            return self._json({})
+        if self._token() != MEMBER:
+            return self._refuse(403, "", "this token may not write")
+        return self._json(*self._written(path, data))
+
+    def _written(self, path: str, data: bytes) -> tuple[Any, int]:
+        parts = path.strip("/").split("/")
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}, 200
+        if path == "/api/repos/create":
+            return self._create(json.loads(data))
+        if path.endswith(".git/info/lfs/objects/batch"):
+            found = [self._instruct(one) for one in json.loads(data)["objects"]]
+            return {"objects": found, "transfer": "basic"}, 200
+        if parts[4:5] == ["preupload"]:
+            return {"files": [_upload_mode(file["path"]) for file in json.loads(data)["files"]]}, 200
+        if parts[4:5] == ["commit"]:
+            return self._commit("/".join(parts[1:4]), [json.loads(line) for line in data.splitlines()]), 200
+        return {"error": "not found"}, 404
+
+    def _create(self, wanted: Mapping[str, Any]) -> tuple[Any, int]:
+        name = f"{wanted['type']}s/{wanted['organization']}/{wanted['name']}"
+        there = name in self.hub.repositories
+        if not there:
+            private = wanted.get("private", False) or wanted.get("visibility") == "private"
+            self.hub.add(name, {".gitattributes": b""}).private = private
+        return {"url": f"{self.hub.endpoint}/{name}"}, 409 if there else 200
+
+    def _instruct(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Where to send an object; nothing if it has arrived before."""
+        if wanted["oid"] in self.hub.objects:
+            return dict(wanted)
+        return {**wanted, "actions": {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}}}
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
+        repository = self.hub.repositories[name]
+        files = dict(repository.commits[repository.branches["main"]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = repository.commit(files)
+        address = f"{self.hub.endpoint}/{name}/commit/{commit}"
+        return {"success": True, "commitUrl": address, "commitOid": commit}
+
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
@@ -97,6 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self._token() not in (None, MEMBER, STRANGER):
             return self._refuse(401, "", "Invalid credentials in Authorization header")
         parts = path.strip("/").split("/")
+        if parts[:2] == ["api", "datasets"]:
+            return self._about("/".join(parts[1:4]), parts[4:])
         if parts[:2] == ["api", "models"]:
             return self._about("/".join(parts[2:4]), parts[4:])
         if len(parts) > 4 and parts[2] == "resolve":
@@ -133,7 +204,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json([_entry(path, data) for path, data in sorted(files.items())])
         siblings = [{"rfilename": path} for path in sorted(files)]
         gated = "auto" if repository.gated else False
-        return self._json({"id": name, "modelId": name, "sha": commit, "siblings": siblings, "gated": gated})
+        about = {"id": name.removeprefix("datasets/"), "sha": commit, "siblings": siblings, "gated": gated}
+        return self._json(about | {"private": repository.private})
 
     def _file(self, name: str, revision: str, path: str, body: bool) -> None:
         if (found := self._find(name, revision)) is None:
@@ -168,9 +240,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.wfile.write(data[start:])
 
-    def _json(self, content: Any) -> None:
+    def _json(self, content: Any, status: int = 200) -> None:
         data = json.dumps(content).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -182,6 +254,10 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (headers | ({"X-Error-Code": code} if code else {})).items():
             self.send_header(name, value)
         self.end_headers()
+
+
+def _upload_mode(path: str) -> dict[str, Any]:
+    return {"path": path, "uploadMode": "lfs" if path.endswith(".parquet") else "regular", "shouldIgnore": False}
 
 
 def _refs(names: Mapping[str, str], kind: str) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from cliper.model.classes import ClassList, ignore_value
-from cliper.pipeline.config import load_classes
+from cliper.pipeline.config import load_classes, suggest
 from cliper.pipeline.errors import DatasetError
 from cliper.pipeline.evaluate.prepare import folder
 from cliper.pipeline.evaluate.prepare.base import Labels, Sample
@@ -45,7 +45,7 @@ def prepare(
     dataset = find_dataset(name)
     form = truth_form or next(iter(dataset.truths))
     if form not in dataset.truths:
-        raise DatasetError(f"{name} has no ground truth '{form}'; allowed: {', '.join(dataset.truths)}")
+        raise DatasetError(f"{name} has no ground truth '{form}'; {suggest(form, dataset.truths, 'allowed')}")
     if not root.is_dir():
         raise DatasetError(f"{root} is not a folder. {dataset.title}: {dataset.where}")
     classes = load_classes(dataset.classes or _own_classes(root))

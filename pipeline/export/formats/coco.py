@@ -8,18 +8,15 @@ Category id k is label k. A class is "stuff" (one annotation covers all its pixe
 options.instances makes it a thing: an annotation per connected region.
 """
 
-import io
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, colour
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, colour, plain_png
 from cliper.pipeline.export.folder import Folder, write_list, write_object
 from cliper.pipeline.export.options import SPLITS, Segmentation
-from cliper.pipeline.export.polygons import outlines
+from cliper.pipeline.export.polygons import outlines, overlap
 from cliper.pipeline.export.regions import boxes, components
 from cliper.pipeline.export.runlength import label_counts
 
@@ -97,15 +94,14 @@ def _overlap(found: list[Annotation], labels: np.ndarray) -> list[int]:
     by_class: dict[int, list[Any]] = {}
     for one in found:
         by_class.setdefault(one["category_id"], []).extend(one["segmentation"])
-    both = either = 0
-    for label in np.unique(labels[labels > 0]).tolist():
-        lines = by_class.get(label, [])
-        drawn = (
-            coco.decode(coco.merge(coco.frPyObjects(lines, height, width))) if lines else np.zeros(labels.shape)
-        )
-        wanted, drawn = labels == label, drawn.astype(bool)
-        both, either = both + int((wanted & drawn).sum()), either + int((wanted | drawn).sum())
-    return [both, either]
+
+    def drawn(label: int) -> np.ndarray:
+        if label not in by_class:
+            return np.zeros(labels.shape, bool)
+        decoded: np.ndarray = coco.decode(coco.merge(coco.frPyObjects(by_class[label], height, width)))
+        return decoded.astype(bool)
+
+    return overlap(labels, drawn)
 
 
 def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
@@ -113,8 +109,8 @@ def _coco_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -
     for item in items:
         found = annotations(item.labels, plan.things, chosen.segmentation, chosen.simplify)
         scored = [one | {"score": item.scores.get(one["category_id"], 0.0)} for one in found]
-        overlap = {"overlap": _overlap(found, item.labels)} if chosen.simplify else {}
-        yield _image(item, folder, plan) | {"annotations": scored} | overlap
+        kept = {"overlap": _overlap(found, item.labels)} if chosen.simplify else {}
+        yield _image(item, folder, plan) | {"annotations": scored} | kept
 
 
 def _image(item: Item, folder: Folder, plan: Plan) -> dict[str, Any]:
@@ -192,10 +188,7 @@ def segments(ids: np.ndarray, owners: list[int]) -> list[dict[str, Any]]:
 
 def _ids_png(ids: np.ndarray) -> bytes:
     """RGB PNG whose pixels are the ids R + 256 G + 65536 B."""
-    pixels = np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+    return plain_png(np.stack([ids & 255, ids >> 8 & 255, ids >> 16 & 255], axis=2).astype(np.uint8))
 
 
 def _panoptic_finish(records: Records, folder: Folder, plan: Plan) -> None:

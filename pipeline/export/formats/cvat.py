@@ -11,29 +11,26 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, refuse_unprintable
+from cliper.pipeline.export.base import (
+    Exporter,
+    Item,
+    Plan,
+    Record,
+    Records,
+    hex_colour,
+    refuse_unprintable,
+    require_printable_names,
+)
 from cliper.pipeline.export.folder import Folder
+from cliper.pipeline.export.regions import boxes, components
 from cliper.pipeline.export.runlength import runs
-
-_NEIGHBOURS = np.ones((3, 3), int)  # 8-connected
 
 
 def region_masks(labels: np.ndarray) -> Iterator[tuple[int, int, int, np.ndarray]]:
     """(label, left, top, mask bool [h, w] of its bounding box) of every connected region of every label but 0."""
-    from scipy.ndimage import find_objects, label
-
-    for number, place in enumerate(find_objects(labels.astype(np.int32)), 1):
-        if place is None:
-            continue
-        regions, _ = label(labels[place] == number, _NEIGHBOURS)
-        for region, inside in enumerate(find_objects(regions), 1):
-            rows, columns = inside
-            yield (
-                number,
-                place[1].start + columns.start,
-                place[0].start + rows.start,
-                regions[inside] == region,
-            )
+    ids, owners = components(labels)
+    for number, left, top, width, height, _ in boxes(ids):
+        yield owners[number - 1], left, top, ids[top : top + height, left : left + width] == number
 
 
 def region_rle(mask: np.ndarray) -> list[int]:
@@ -103,17 +100,4 @@ def _head(plan: Plan) -> str:
 """
 
 
-def _check(plan: Plan) -> None:
-    for name in plan.class_names:
-        refuse_unprintable(name, "class name")
-
-
-CVAT = Exporter(
-    _shard,
-    _finish,
-    image_formats=("PNG", "JPEG", "WEBP", "BMP"),
-    as_seen=True,
-    instances=True,
-    needs=("scipy",),
-    check=_check,
-)
+CVAT = Exporter(_shard, _finish, as_seen=True, instances=True, needs=("scipy",), check=require_printable_names)

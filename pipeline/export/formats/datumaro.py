@@ -10,6 +10,7 @@ from typing import Any
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, colour
 from cliper.pipeline.export.folder import Folder, write_object
 from cliper.pipeline.export.formats.coco import annotations, splits_of
+from cliper.pipeline.export.options import BACKGROUND
 
 
 def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
@@ -45,7 +46,7 @@ def _masks(item: Item, plan: Plan) -> Iterator[dict[str, Any]]:
 
 
 def _finish(records: Records, folder: Folder, plan: Plan) -> None:
-    names = ["background", *plan.class_names]
+    names = [BACKGROUND, *plan.class_names]
     colours = [colour(label) for label in range(len(names))]
     categories = {
         "label": {

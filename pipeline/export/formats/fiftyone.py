@@ -4,14 +4,14 @@
 
 metadata.json, samples.json           the self-describing form that every version of FiftyOne reads
 fields/segmentation/NAME.png          grayscale labels (a palette would be read as colors), 16-bit above 254
-classes data/NAME.jpg                         the images, if copied; else samples name their URIs
+data/NAME.jpg                         the images, if copied; else samples name their URIs
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, grey_png
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, plain_png
 from cliper.pipeline.export.folder import Folder, write_object
 
 FIELD = "segmentation"
@@ -21,7 +21,7 @@ _NUMBERS = ("confidence", "confidence_p10", "margin")
 def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Iterator[Record]:
     for item in items:
         mask = f"fields/{FIELD}/{item.name}.png"
-        folder.write(mask, grey_png(item.labels))
+        folder.write(mask, plain_png(item.labels))
         path = item.uri
         if item.image is not None:
             path = f"data/{item.name}{item.image_ending}"
@@ -43,13 +43,12 @@ def _sample(item: Item, path: str, mask: str) -> dict[str, Any]:
 
 
 def _finish(records: Records, folder: Folder, plan: Plan) -> None:
-    targets = {"0": "background"} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
     metadata = {
         "name": f"cliper-{plan.fingerprint}",
         "media_type": "image",
         "info": {
             "description": f"masks of the cliper run {plan.run_name}",
-            "mask_targets": {FIELD: targets},
+            "mask_targets": {FIELD: plan.id2label},
             "classes": {FIELD: list(plan.class_names)},
         },
     }
@@ -58,4 +57,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
         write_object(handle, iter({"samples": (record["sample"] for record in records)}.items()))
 
 
-FIFTYONE = Exporter(_shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, ignores=True)
+FIFTYONE = Exporter(_shard, _finish, as_seen=True, ignores=True)

@@ -14,10 +14,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cliper.pipeline.errors import ExportError
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, colour, grey_png
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, colour, plain_png, require_8_bits
 from cliper.pipeline.export.folder import Folder
-from cliper.pipeline.export.options import SPLITS
+from cliper.pipeline.export.options import BACKGROUND, SPLITS
 
 GROUP = "cliper"  # in place of Cityscapes' cities
 _ADE = {"train": "training", "val": "validation", "test": "testing"}
@@ -33,7 +32,7 @@ def _cityscapes_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: 
     for item in items:
         record = item.record(plan)
         place = f"{record['split']}/{GROUP}/{item.name}"
-        folder.write(f"gtFine/{place}_gtFine_labelTrainIds.png", grey_png(train_ids(item.labels)))
+        folder.write(f"gtFine/{place}_gtFine_labelTrainIds.png", plain_png(train_ids(item.labels)))
         if item.image is not None:
             folder.write(f"leftImg8bit/{place}_leftImg8bit.png", item.image)
         yield record
@@ -43,7 +42,7 @@ def _ade_shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) ->
     for item in items:
         record = item.record(plan)
         place = f"{_ADE[record['split']]}/{item.name}"
-        folder.write(f"annotations/{place}.png", grey_png(item.labels))
+        folder.write(f"annotations/{place}.png", plain_png(item.labels))
         if item.image is not None:
             folder.write(f"images/{place}.jpg", item.image)
         yield record
@@ -58,7 +57,7 @@ def _cityscapes_finish(records: Records, folder: Folder, plan: Plan) -> None:
 def _ade_finish(records: Records, folder: Folder, plan: Plan) -> None:
     paths = {split: (f"images/{name}", f"annotations/{name}") for split, name in _ADE.items()}
     suffixes = {"img_suffix": ".jpg", "seg_map_suffix": ".png", "reduce_zero_label": True}
-    _configure(folder, plan, paths, suffixes, ["background", *plan.class_names])
+    _configure(folder, plan, paths, suffixes, [BACKGROUND, *plan.class_names])
 
 
 def _configure(
@@ -86,12 +85,6 @@ def _configure(
     folder.write("mmseg.py", "\n".join(lines).encode())
 
 
-def _check(plan: Plan) -> None:
-    if len(plan.class_names) > 254:
-        count = len(plan.class_names)
-        raise ExportError(f"{plan.format} holds 254 classes in 8 bits, not {count}; use --rename or --drop")
-
-
 CITYSCAPES = Exporter(
     _cityscapes_shard,
     _cityscapes_finish,
@@ -99,7 +92,7 @@ CITYSCAPES = Exporter(
     val_share=0.1,
     ignores=True,
     needs_images=True,
-    check=_check,
+    check=require_8_bits,
 )
 ADE = Exporter(
     _ade_shard,
@@ -108,5 +101,5 @@ ADE = Exporter(
     val_share=0.1,
     ignores=True,
     needs_images=True,
-    check=_check,
+    check=require_8_bits,
 )

@@ -79,8 +79,7 @@ def _row(item: Item, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def _finish(records: Records, folder: Folder, plan: Plan) -> None:
-    names = {"0": BACKGROUND} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
-    folder.write("id2label.json", json.dumps(names, ensure_ascii=False, indent=0).encode())
+    folder.write("id2label.json", json.dumps(plan.id2label, ensure_ascii=False, indent=0).encode())
     counts = Counter(record["split"] for record in records)
     splits = {split: counts[split] for split in SPLITS if counts[split]} or {"train": 0}
     folder.write("README.md", card(plan, splits).encode())

@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, refuse_unprintable
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, require_printable_names
 from cliper.pipeline.export.brush import encode_counts
 from cliper.pipeline.export.folder import Folder, write_list
 from cliper.pipeline.export.regions import components
@@ -122,11 +122,4 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
     folder.write("config.xml", labeling_config(plan.class_names).encode())
 
 
-def _check(plan: Plan) -> None:
-    for name in plan.class_names:
-        refuse_unprintable(name, "class name")
-
-
-LABEL_STUDIO = Exporter(
-    _shard, _finish, image_formats=("PNG", "JPEG", "WEBP", "BMP"), as_seen=True, instances=True, check=_check
-)
+LABEL_STUDIO = Exporter(_shard, _finish, as_seen=True, instances=True, check=require_printable_names)

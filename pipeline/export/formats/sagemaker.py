@@ -10,8 +10,7 @@ SageMaker reads s3:// addresses: export to a bucket, or from a run whose images 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from cliper.pipeline.errors import ExportError
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, require_8_bits
 from cliper.pipeline.export.folder import Folder, compact_json
 from cliper.pipeline.export.formats.coco import splits_of
 from cliper.pipeline.storage.backend import join
@@ -57,11 +56,6 @@ def _metadata(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _check(plan: Plan) -> None:
-    if len(plan.class_names) > 254:
-        raise ExportError(f"sagemaker masks have 8 bits: 254 classes, not {len(plan.class_names)}; use --drop")
-
-
 def _notes(plan: Plan) -> Sequence[str]:
     return ["SageMaker reads s3:// addresses; paths of this machine in a manifest serve other readers only"]
 
@@ -72,6 +66,6 @@ SAGEMAKER = Exporter(
     image_formats=("JPEG", "PNG"),
     val_share=0.0,
     ignores=True,
-    check=_check,
+    check=require_8_bits,
     notes=_notes,
 )

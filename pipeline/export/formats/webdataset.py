@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from io import BytesIO
 
-from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, grey_png
+from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, plain_png
 from cliper.pipeline.export.folder import Folder, compact_json
 
 
@@ -23,7 +23,7 @@ def _shard(items: Iterable[Item], folder: Folder, plan: Plan, shard: int) -> Ite
     name = f"shard-{shard:06d}.tar"
     with folder.create(name) as handle, tarfile.open(fileobj=handle, mode="w") as tar:
         for item in itertools.chain([first], items):
-            _add(tar, f"{item.name}.mask.png", grey_png(item.labels))
+            _add(tar, f"{item.name}.mask.png", plain_png(item.labels))
             if item.image is not None:
                 _add(tar, f"{item.name}{item.image_ending}", item.image)
             _add(tar, f"{item.name}.json", compact_json(item.metadata))
@@ -42,8 +42,7 @@ def _finish(records: Records, folder: Folder, plan: Plan) -> None:
         samples[record["tar"]] = samples.get(record["tar"], 0) + 1
     listed = [{"url": name, "nsamples": count} for name, count in samples.items()]
     folder.write("index.json", compact_json({"wids_version": 1, "name": "cliper", "shardlist": listed}))
-    names = {"0": "background"} | {str(label): name for label, name in enumerate(plan.class_names, 1)}
-    folder.write("classes.json", compact_json(names))
+    folder.write("classes.json", compact_json(plan.id2label))
 
 
 WEBDATASET = Exporter(_shard, _finish, image_formats=("JPEG", "PNG", "WEBP"), ignores=True)

@@ -15,7 +15,7 @@ import yaml
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records
 from cliper.pipeline.export.folder import Folder
 from cliper.pipeline.export.options import SPLITS
-from cliper.pipeline.export.polygons import polygons
+from cliper.pipeline.export.polygons import overlap, polygons
 from cliper.pipeline.export.regions import boxes, components
 
 _DECIMALS = 7  # exact to a hundredth of a pixel in images of up to 65,535 pixels
@@ -26,9 +26,8 @@ Lines = tuple[list[str], dict[str, list[int]]]
 def polygon_lines(labels: np.ndarray, plan: Plan) -> Lines:
     """A line per region, and with simplification its agreement with the mask."""
     found = list(polygons(labels, plan.options.simplify))
-    return list(lines_of(found, labels.shape)), (
-        {"overlap": _overlap(found, labels)} if plan.options.simplify else {}
-    )
+    kept = {"overlap": _overlap(found, labels)} if plan.options.simplify else {}
+    return list(lines_of(found, labels.shape)), kept
 
 
 def lines_of(found: Iterable[tuple[int, np.ndarray]], shape: tuple[int, ...]) -> Iterator[str]:
@@ -42,12 +41,13 @@ def box_lines(labels: np.ndarray, plan: Plan) -> Lines:
     height, width = labels.shape
     wanted = plan.things or None
     ids, owners = components(labels, wanted)
-    return [
+    lines = [
         f"{owners[i - 1] - 1} "
         + _numbers(np.array([(left + w / 2) / width, (top + h / 2) / height, w / width, h / height]))
         for i, left, top, w, h, _ in boxes(ids)
         if wanted is None or owners[i - 1] in wanted
-    ], {}
+    ]
+    return lines, {}
 
 
 def _numbers(values: np.ndarray) -> str:
@@ -58,15 +58,14 @@ def _overlap(found: list[tuple[int, np.ndarray]], labels: np.ndarray) -> list[in
     """Pixels [in both, in either] of the filled polygons and the label map."""
     import cv2
 
-    both = either = 0
-    for label in np.unique(labels[labels > 0]).tolist():
-        drawn = np.zeros(labels.shape, np.uint8)
+    def drawn(label: int) -> np.ndarray:
+        canvas = np.zeros(labels.shape, np.uint8)
         for number, points in found:
             if number == label:
-                cv2.fillPoly(drawn, [points.astype(np.int32)], 1)
-        wanted = labels == label
-        both, either = both + int((wanted & (drawn > 0)).sum()), either + int((wanted | (drawn > 0)).sum())
-    return [both, either]
+                cv2.fillPoly(canvas, [points.astype(np.int32)], 1)
+        return canvas > 0
+
+    return overlap(labels, drawn)
 
 
 def _shard(
