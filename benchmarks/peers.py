@@ -162,7 +162,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _cells(name: str, root: Path, images: int) -> Iterator[str]:
-    """Run one engine in a process of its own; its rates, or why there are none."""
+    """Run one engine in another process; its rates, or why there are none."""
     times, output = root / f"{name}.times", root / f"{name}.out"
     command = [sys.executable, "-m", "benchmarks.peers", "--engine", name, str(root / "photos"), str(output)]
     start = time.time()
