@@ -489,7 +489,10 @@ def _write_local(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _created_local(path: Path) -> Iterator[BinaryIO]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # for a folder in /proc, for example
+        raise refusal(str(path.parent), error) from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as handle:
