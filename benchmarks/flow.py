@@ -89,16 +89,21 @@ def bare_loop(folder: Path, config: JobConfig) -> float:
     return len(files) / (time.perf_counter() - start)
 
 
-def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick], actors: int) -> dict[str, float]:
-    """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
+def make_job(folder: Path, output: Path, config: JobConfig, factory: type[Quick]) -> Job:
+    """Begin a run that labels a folder with a segmenter of this file."""
     run, storage = begin_run(str(output), Storage(), {"bench": output.name}), Storage()
     manifest = write_manifest(list_entries(storage, str(folder), config.input), storage, run.uri, config.shard)
     kind = SegmenterKind(CLIPerConfig, factory, lambda config: {}, lambda config: "benchmark")
-    job = Job(run, manifest, config, CLASSES, kind, "benchmark")
+    return Job(run, manifest, config, CLASSES, kind, "benchmark")
+
+
+def run_flow(folder: Path, output: Path, config: JobConfig, factory: type[Quick], actors: int) -> dict[str, float]:
+    """Label a folder and return images/s over the whole call, and from the first to the last committed shard."""
+    job = make_job(folder, output, config, factory)
     start, commits = time.perf_counter(), []
-    tasks = [Task(shard) for shard in run.pending_shards(manifest)]
+    tasks = [Task(shard) for shard in job.run.pending_shards(job.manifest)]
     for summary in label_corpus(job, tasks, Pool(actors, 0.5, 0)):
-        commits.append((time.perf_counter() - start, int(manifest.images_in([summary["shard"]]))))
+        commits.append((time.perf_counter() - start, int(job.manifest.images_in([summary["shard"]]))))
     images = sum(count for _, count in commits)
     steady = (images - commits[0][1]) / max(commits[-1][0] - commits[0][0], 1e-9)
     shutil.rmtree(output)

@@ -1,15 +1,18 @@
 """Listing a corpus into a manifest: seconds, requests and bytes.
 
-    python -m benchmarks.listing [--keys 1000000] [--only keys]
+    python -m benchmarks.listing [--keys 1000000] [--only keys] [--workers ray]
 
-One million keys in 300 prefixes of a server that only lists, in a process of its own (a store of files would
+One million keys in 300 prefixes of a server that only lists, in another process (a store of files would
 measure its own directory walk); 200 tars and 200 Parquet files, local and on an S3 server in this process. Every
-answer of a server takes 20 ms, as that of a store at some distance. Prints a Markdown table.
+answer of a server takes 20 ms, as that of a store at some distance. With --workers ray, the tasks of a Ray on this
+machine list, and the processor time is that of the driver and, behind the plus, of the tasks. Prints a Markdown
+table.
 """
 
 import argparse
 import io
 import multiprocessing
+import sys
 import tarfile
 import tempfile
 import time
@@ -23,9 +26,12 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.measure import tasks_seconds
 from cliper.pipeline.config import InputConfig, ShardConfig
-from cliper.pipeline.corpus.manifest import write_manifest
-from cliper.pipeline.corpus.sources import list_entries
+from cliper.pipeline.corpus.left_out import LeftOut
+from cliper.pipeline.corpus.manifest import write_listed, write_manifest
+from cliper.pipeline.corpus.sources import list_entries, list_tables
+from cliper.pipeline.parallel import crew
 from cliper.pipeline.storage.backend import Storage
 from tests.support.faulty_s3 import FaultyS3
 
@@ -65,7 +71,7 @@ def _result(entries: str, more: str) -> str:
 
 @contextmanager
 def listing_server(keys: int) -> Iterator[tuple[str, Any]]:
-    """Serve in a process of its own; yields the endpoint, and (requests, bytes) as a shared array."""
+    """Serve in another process; yields the endpoint, and (requests, bytes) as a shared array."""
     counts, port = multiprocessing.Array("q", 2), multiprocessing.Value("i", 0)
     process = multiprocessing.get_context("fork").Process(target=_serve, args=(keys, counts, port), daemon=True)
     process.start()
@@ -116,7 +122,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--only", default="", help="measurements whose name contains this")
+    parser.add_argument("--workers", choices=["1", "ray"], default="1")
     arguments = parser.parse_args()
+    if arguments.workers == "ray":
+        _start_ray()
     print("| listed into a manifest | seconds | processor | requests | MB read |\n|---|---:|---:|---:|---:|")
     keys = f"{arguments.keys:,} keys in {PREFIXES} prefixes"
     measurements: dict[str, Callable[[str], None]] = {
@@ -128,6 +137,14 @@ def main() -> None:
     for name, measure in measurements.items():
         if arguments.only in name:
             measure(name)
+
+
+def _start_ray() -> None:
+    import ray
+
+    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=400_000_000, logging_level="error")
+    with crew("ray") as workers:
+        list(workers.map(str, range(16)))  # starts the processes
 
 
 def _keys(name: str, keys: int, uri: str) -> None:
@@ -168,20 +185,27 @@ def _parquet(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def _listed(storage: Storage, uri: str, kind: str, images: int) -> tuple[float, float]:
-    """Wall and processor seconds of listing and writing the manifest."""
+def _listed(storage: Storage, uri: str, kind: str, images: int) -> tuple[float, str]:
+    """Wall seconds of listing and writing the manifest, and processor seconds."""
     config = InputConfig.model_validate({"format": kind})
     with tempfile.TemporaryDirectory() as run:
-        start, processor = time.perf_counter(), time.process_time()
-        manifest = write_manifest(list_entries(storage, uri, config), Storage(), run, ShardConfig())
-        taken = time.perf_counter() - start, time.process_time() - processor
+        start, processor, tasks = time.perf_counter(), time.process_time(), tasks_seconds()
+        if "ray" in sys.modules:
+            found = LeftOut()
+            with crew("ray") as workers:
+                tables = list_tables(storage, uri, config, found, workers)
+                manifest = write_listed(tables, Storage(), run, ShardConfig(), workers, lambda count: None, found)
+        else:
+            manifest = write_manifest(list_entries(storage, uri, config), Storage(), run, ShardConfig())
+        taken, used = time.perf_counter() - start, f"{time.process_time() - processor:.1f}"
+        used += f" + {tasks_seconds() - tasks:.1f}" if "ray" in sys.modules else ""
     if manifest.images != images:
         raise SystemExit(f"{manifest.images} images in the manifest of {images}")
-    return taken
+    return taken, used
 
 
-def _print(name: str, seconds: float, processor: float, requests: int, read: int) -> None:
-    print(f"| {name} | {seconds:.1f} | {processor:.1f} | {requests:,} | {read / 1e6:.1f} |", flush=True)
+def _print(name: str, seconds: float, processor: str, requests: int, read: int) -> None:
+    print(f"| {name} | {seconds:.1f} | {processor} | {requests:,} | {read / 1e6:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

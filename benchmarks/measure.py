@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -110,3 +110,17 @@ def _version(name: str) -> str | None:
         return version(name)
     except ModuleNotFoundError:
         return None
+
+
+def tasks_seconds() -> float:
+    """Processor seconds of the worker processes of this machine's Ray, all below this process."""
+    tick, found = os.sysconf("SC_CLK_TCK"), {}
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal():
+                name, _, rest = (entry / "stat").read_text().rpartition(")")
+                fields = rest.split()
+                ticks = int(fields[11]) + int(fields[12])
+                found[int(entry.name)] = name, int(fields[1]), ticks / tick
+    workers = [(parent, seconds) for name, parent, seconds in found.values() if "(ray::" in name]
+    return sum(seconds for parent, seconds in workers if parent in found and found[parent][1] == os.getpid())

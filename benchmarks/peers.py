@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers [--images 2000] [--only ours]
 
-One segmenting worker each, on photographs made from examples/photos. Every engine runs in a process of its own.
+One segmenting worker each, on photographs made from examples/photos. Every engine runs in a separate process.
 "whole" is images over seconds from the start of the process, start-up included; "steady" counts the images between
 a tenth and nine tenths of the job. Daft runs if it is installed (it is no dependency). Prints a Markdown table.
 """
@@ -147,7 +147,7 @@ def main() -> None:
 
 
 def photographs(folder: Path, images: int) -> None:
-    """`images` JPEG files of SIZE, from examples/photos; every one is a file of its own."""
+    """`images` JPEG files of SIZE, from examples/photos, each a separate file."""
     folder.mkdir()
     sources = sorted(Path("examples/photos").glob("*.jpg"))
     contents = [_jpeg(Image.open(path)) for path in sources]
@@ -162,7 +162,7 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _cells(name: str, root: Path, images: int) -> Iterator[str]:
-    """Run one engine in a process of its own; its rates, or why there are none."""
+    """Run one engine in another process; its rates, or why there are none."""
     times, output = root / f"{name}.times", root / f"{name}.out"
     command = [sys.executable, "-m", "benchmarks.peers", "--engine", name, str(root / "photos"), str(output)]
     start = time.time()

@@ -3,17 +3,20 @@
     python -m benchmarks.readers [--rows 100000] [--folder build/readers] [--only coco]
 
 Makes a synthetic run (64 x 48 masks, 171 classes) and prints a Markdown table: wall seconds of the command without
-the start of Python and Ray, whose ratio counts. Every output is compared with that of one process.
+the start of Python and Ray, and processor seconds of all processes of ours. Every output is compared with that of
+one process.
 """
 
 import argparse
 import hashlib
+import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.measure import tasks_seconds
 from benchmarks.report import make_run
 from cliper.pipeline.config import load_classes
 from cliper.pipeline.export.base import Plan
@@ -32,7 +35,7 @@ Command = Callable[[Run, Path, Workers], None]
 
 def _export(name: str) -> Command:
     def command(run: Run, output: Path, workers: Workers) -> None:
-        plan = Plan(name, run.uri, run.fingerprint, class_names(run.identity), RowFilter(), False, 0.0)
+        plan = Plan(name, run.uri, run.fingerprint, class_names(run.identity), RowFilter(), False)
         export(run, plan, str(output), workers)
 
     return command
@@ -81,16 +84,23 @@ def main() -> None:
 
 
 def _row(command: Command, run: Run, output: Path) -> str:
-    seconds, digests = [], []
+    seconds, used, digests = [], [], []
     for workers in (1, 4, "ray"):
         shutil.rmtree(output, ignore_errors=True)
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), _processor()
         command(run, output, workers)
         seconds.append(time.perf_counter() - start)
+        used.append(_processor() - processor)
         digests.append(_digest(output))
     shutil.rmtree(output)
-    cells = [f"{taken:.1f} s ({seconds[0] / taken:.2f} x)" for taken in seconds]
+    cells = [f"{s:.1f} s ({seconds[0] / s:.2f} x), {c:.1f}" for s, c in zip(seconds, used, strict=True)]
     return " | ".join([*cells, "the same bytes" if len(set(digests)) == 1 else "DIFFERENT"])
+
+
+def _processor() -> float:
+    """Of this process, its ended children and Ray's tasks; a task's process that Ray has ended is not counted."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage) + tasks_seconds()
 
 
 def _digest(folder: Path) -> str:

@@ -6,13 +6,16 @@ sends shards through the flow's own code (flow.over_shards, and the progress of 
 object: seconds to the first commit, shards/s, processor time, and samples of the resident memory of the driver, of
 Ray's GCS and of the raylet, and of the bytes in the object store. Loading, segmenting and writing are one
 line each, so that everything else is the cost of a shard beyond its images. `--stop` and
-`--seconds` end the run early, with the rest still pending.
+`--seconds` end the run early, with the rest still pending. `--real` labels small photographs instead, one
+per shard, by the stages of `cliper label` and a segmenter that does almost nothing, into a run folder.
 """
 
 import argparse
 import json
 import os
 import resource
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,18 +84,36 @@ def write(table: pa.Table) -> pa.Table:
     return pa.table({"shard": shard, "images": [1], "failures": failures, "bytes": [1], "finished": [time.time()]})
 
 
-def measure(shards: int, stop: int, limit: float, actors: int, every: int) -> dict[str, Any]:
-    """Send shards through the flow until `stop` commits, or for `limit` seconds."""
-    from cliper.jobs.progress import RunProgress
+def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
+    """Shards whose stages do nothing."""
     from cliper.pipeline.flow import over_shards
     from cliper.pipeline.label.pool import Pool
     from cliper.pipeline.label.stages import Tasks
 
-    progress, samples, first = RunProgress(shards, 0), [sample(0)], 0.0
-    began, cpu = time.perf_counter(), time.process_time()
-    flow = over_shards(
+    return over_shards(
         Tasks(range(shards)), load=load, actor=lambda: label, write=write, pool=Pool(actors, 0.5, 0)
     )
+
+
+def photographs(work: Path, shards: int, actors: int) -> Iterator[dict[str, Any]]:
+    """Shards of one photograph of 64 x 48 each, labeled into a run folder."""
+    from benchmarks.flow import Quick, make_job, write_corpus
+    from cliper.pipeline.config import JobConfig, ShardConfig
+    from cliper.pipeline.flow import label_corpus
+    from cliper.pipeline.label.pool import Pool
+    from cliper.pipeline.label.stages import Tasks
+
+    write_corpus(work / "photos", shards, (48, 64))
+    job = make_job(work / "photos", work / "run", JobConfig(shard=ShardConfig(images=1)), Quick)
+    return label_corpus(job, Tasks(job.run.pending_shards(job.manifest)), Pool(actors, 0.5, 0))
+
+
+def measure(flow: Iterator[dict[str, Any]], shards: int, stop: int, limit: float, every: int) -> dict[str, Any]:
+    """Take shards from the flow until `stop` commits, or for `limit` seconds."""
+    from cliper.jobs.progress import RunProgress
+
+    progress, samples, first = RunProgress(shards, 0), [sample(0)], 0.0
+    began, cpu = time.perf_counter(), time.process_time()
     for commits, summary in enumerate(flow, 1):
         first = first or time.perf_counter() - began
         progress.add(summary)
@@ -100,10 +121,10 @@ def measure(shards: int, stop: int, limit: float, actors: int, every: int) -> di
         ends = commits == stop or seconds > limit
         if commits % every == 0 or ends:
             samples.append({"seconds": round(seconds, 1), **sample(commits)})
+            print(json.dumps(samples[-1]), file=sys.stderr, flush=True)
         if ends:
             break
     spent = time.process_time() - cpu
-    del flow
     return {
         "shards": shards,
         "commits": commits,
@@ -123,13 +144,20 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1e9, help="time after which to stop")
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--every", type=int, default=500, help="commits between two samples")
+    parser.add_argument("--real", action="store_true", help="label photographs")
     args = parser.parse_args()
     import ray
 
     ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="error")
     try:
-        found = measure(args.shards, args.stop or args.shards, args.seconds, args.actors, args.every)
-        print(json.dumps(found))
+        with tempfile.TemporaryDirectory() as folder:
+            flow = (
+                photographs(Path(folder), args.shards, args.actors)
+                if args.real
+                else nothing(args.shards, args.actors)
+            )
+            print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
+            del flow
     finally:
         ray.shutdown()
 

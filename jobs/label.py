@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,6 +12,7 @@ from cliper.jobs.options import InputOptions, Resources, Verbose, with_input, wi
 from cliper.jobs.progress import FailureLimit
 from cliper.jobs.session import clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.jobs.workers import listers
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import notice_of_new, open_job
@@ -85,7 +87,9 @@ def label(
         output = free_folder(output, storage)
     with clean_stop(output), ray_session(verbose, resources.wait) as session, ExitStack() as held:
         print(f"classes   {describe_classes(class_list)}", flush=True)
-        job = open_job(input, output, settings, class_list, storage, held, session.wants_gpu, kinds)
+        job = open_job(
+            input, output, settings, class_list, storage, held, session.wants_gpu, kinds, partial(listers, session)
+        )
         execute(job, session, limit)
         if not extend and (notice := notice_of_new(job, input)):
             print(notice, flush=True)

@@ -245,7 +245,7 @@ def _await_port(address: str, seconds: float) -> None:
 
 @contextmanager
 def _environment() -> Iterator[None]:
-    """Settings for Ray, and for a local Ray a token of its own; settings of the user's are left alone.
+    """Settings for Ray, and a token for a local one; settings that the user made are left alone.
 
     Without the token, Ray writes ~/.ray/auth_token, and every later `ray start` of this user would ask for it.
     """

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.session import RaySession, ray_session
+from cliper.jobs.session import RaySession, ray_session, say
 from cliper.model.errors import ConfigError
 from cliper.pipeline.parallel import Workers, cpus
+
+CPU_SECONDS = 600.0  # for other jobs to leave a CPU free
 
 WorkersOption = Annotated[
     str | None,
@@ -40,13 +42,20 @@ def started(text: str | None) -> Iterator[Workers]:
         yield workers
         return
     with ray_session(verbose=False) as session:
-        session.connect()
-        yield workers
+        yield connected(text, session)
 
 
 def connected(text: str | None, session: RaySession) -> Workers:
     """The workers of a command that has a session already."""
     workers = parse_workers(text)
     if workers == "ray":
+        from cliper.pipeline.label.cluster import wait_for_cpu
+
         session.connect()
+        wait_for_cpu(CPU_SECONDS, say)
     return workers
+
+
+def listers(session: RaySession) -> Workers:
+    """Who lists the corpus of a new run: the tasks of the cluster at RAY_ADDRESS, or this process."""
+    return connected("ray", session) if os.environ.get("RAY_ADDRESS") else 1

@@ -100,10 +100,20 @@ def over_shards(
             for stage in [*([] if write is None else [write_shard]), *([] if then is None else [then])]:
                 flow = flow.map_batches(stage, **stages)
         try:
-            yield from flow.iter_rows()
+            yield from _rows(flow)
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
             del flow
             gc.collect()
+
+
+def _rows(flow: ray.data.Dataset) -> Iterator[Row]:
+    """The rows of a flow, block by block.
+
+    Dataset.iter_rows passes every block through three threads that prefetch and batch; see docs/LOG.md.
+    """
+    for bundle in flow.iter_internal_ref_bundles():
+        for block in ray.get(bundle.block_refs):
+            yield from block.to_pylist()
 
 
 def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:

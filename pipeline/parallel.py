@@ -78,13 +78,13 @@ class Crew:
     executor: Executor
     size: int
 
-    def map(self, function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-        """Like map, in order; at most two calls per worker are running or waiting to be consumed.
+    def map(self, function: Callable[[A], B], items: Iterable[A], most: float = math.inf) -> Iterator[B]:
+        """Like map, in order; at most two calls per worker, and `most`, are running or waiting to be consumed.
 
         The function and its arguments are pickled for processes and Ray. It may be called again for an item whose
         worker died (Ray).
         """
-        return map_ahead(self.executor, function, items, ahead=2 * self.size)
+        return map_ahead(self.executor, function, items, ahead=int(min(2 * self.size, most)))
 
 
 @contextmanager

@@ -30,9 +30,11 @@ class LeftOut:
 
     def skip(self, name: str, reason: str, count: int = 1) -> None:
         """Count something that is left out."""
-        key = ending(name), reason
+        self._count((ending(name), reason), count)
+
+    def _count(self, key: tuple[str, str], count: int) -> None:
         if key not in self.counts and len(self.counts) >= MOST_KINDS:
-            key = "other endings", reason
+            key = "other endings", key[1]
         self.counts[key] += count
 
     def look_alike(self, pattern: str, name: str) -> None:
@@ -47,8 +49,8 @@ class LeftOut:
 
     def add(self, other: "LeftOut") -> None:
         """Add the counts of another listing, of one of several archives for example."""
-        for (suffix, reason), count in other.counts.items():
-            self.skip(suffix, reason, count)
+        for key, count in other.counts.items():
+            self._count(key, count)
         for pattern, (count, first) in other.lookalikes.items():
             before, earlier = self.lookalikes.get(pattern, (0, first))
             self.lookalikes[pattern] = before + count, earlier

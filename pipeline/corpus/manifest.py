@@ -8,10 +8,10 @@ import hashlib
 import itertools
 import json
 import math
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,31 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cliper.pipeline.config import ActorRange, JobConfig, ShardConfig
+from cliper.pipeline.corpus.cut import cut_shards
+from cliper.pipeline.corpus.ids import IdHashes, id_hashes
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources import Entry
-from cliper.pipeline.corpus.sources.parquet import by_row_group
+from cliper.pipeline.corpus.sources.tables import ENTRIES, entries_of, tables_of
 from cliper.pipeline.errors import InputError, RunError
+from cliper.pipeline.parallel import Crew, crew
 from cliper.pipeline.storage.backend import Storage, join
 from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
 
 SHARDS_PER_PART = 1000
+AHEAD = 16  # files of a manifest that are written at the same time, at most
 SHARDS_OF_SMALL = 32  # at least, for a small corpus; or SHARDS_PER_ACTOR times the actors
 SHARDS_PER_ACTOR = 4
-LARGE_GROUP = 32  # times the images of a shard: a row group of more is split, and then read more than once
-LARGE_BYTES = 4  # the same, times its bytes
 
-SCHEMA = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("bytes", pa.int64()),  # encoded size; null if the source does not say
-        pa.field("offset", pa.int64()),  # first byte inside `uri`, for members of a tar
-        pa.field("row", pa.int64()),  # row inside `uri`, for images stored in Parquet
-        pa.field("group", pa.int32()),  # row group of `row`
-        pa.field("stamp", pa.string()),  # see Entry; null in manifests of before
-        pa.field("shard", pa.int32(), nullable=False),
-    ]
-)
+SCHEMA = ENTRIES.append(pa.field("shard", pa.int32(), nullable=False))
 
 
 @dataclass(frozen=True)
@@ -96,17 +87,13 @@ class Manifest:
         """Return the entries of one shard, in order."""
         part = self.part_of(shard)
         with open_part(storage, run_uri, part) as file:
-            return _entries(file.read_row_group(shard - part.first_shard))
+            return entries_of(file.read_row_group(shard - part.first_shard))
 
 
 def read_part(storage: Storage, run_uri: str, part: Part) -> list[list[Entry]]:
     """The entries of every shard of a manifest file, in order. Raises as `open_part` does."""
     with open_part(storage, run_uri, part, whole=True) as file:
-        return [_entries(file.read_row_group(group)) for group in range(len(part.images))]
-
-
-def _entries(rows: pa.Table) -> list[Entry]:
-    return [Entry(**{k: v for k, v in row.items() if k != "shard"}) for row in rows.to_pylist()]
+        return [entries_of(file.read_row_group(group)) for group in range(len(part.images))]
 
 
 def write_manifest(
@@ -117,44 +104,100 @@ def write_manifest(
     on_progress: Callable[[int], None] = lambda count: None,
     left_out: LeftOut | None = None,
 ) -> Manifest:
-    """Cut `entries` into shards and write the manifest; memory stays at one part plus 8 bytes per image.
+    """`write_listed` for single entries."""
+    left_out = LeftOut() if left_out is None else left_out
+    with crew(1) as team:
+        return write_listed(tables_of(entries), storage, run_uri, limits, team, on_progress, left_out)
 
-    `left_out`: the files that the listing skips; kept in the index. Raises InputError for an empty corpus or two
-    images with one id.
+
+def write_listed(
+    tables: Iterable[pa.Table],
+    storage: Storage,
+    run_uri: str,
+    limits: ShardConfig,
+    team: Crew,
+    on_progress: Callable[[int], None],
+    left_out: LeftOut,
+) -> Manifest:
+    """Cut tables of ENTRIES into shards and write the manifest; its files are written by the crew.
+
+    Memory: AHEAD files (40 MB each), and a bounded part of the ids (see IdHashes). `left_out`: the files that the
+    listing skips; kept in the index. Raises InputError for an empty corpus or two images with one id.
     """
-    parts, ids = write_parts(entries, [], storage, run_uri, limits, on_progress)
-    if not parts:
-        raise InputError("no images found; check the input, or its format in the config (input.format)")
-    manifest = Manifest(parts, LeftOut() if left_out is None else left_out)
-    refuse_collisions(ids, manifest, storage, run_uri)
+    with IdHashes() as ids:
+        parts = write_parts(tables, [], storage, run_uri, limits, team, ids, on_progress)
+        if not parts:
+            raise InputError("no images found; check the input, or its format in the config (input.format)")
+        manifest = Manifest(parts, left_out)
+        refuse_collisions(ids, manifest, storage, run_uri)
     write_index(manifest, storage, run_uri)
     return manifest
 
 
 def write_parts(
-    entries: Iterable[Entry],
+    tables: Iterable[pa.Table],
     before: Sequence[Part],
     storage: Storage,
     run_uri: str,
     limits: ShardConfig,
+    team: Crew,
+    ids: IdHashes,
     on_progress: Callable[[int], None] = lambda count: None,
-) -> tuple[list[Part], "array[int]"]:
-    """Cut `entries` into the shards that follow those of `before`, and write their files.
+) -> list[Part]:
+    """Cut tables into the shards that follow those of `before`, write their files, and add all ids to `ids`.
 
-    Returns the new parts, which no index names yet, and the `id_hash` of every entry.
+    Returns the new parts, which no index names yet.
     """
-    parts, ids = list(before), array("Q")
-    pending: list[list[Entry]] = []
-    for shard in cut_shards(entries, limits):
-        ids.extend(id_hash(entry.image_id) for entry in shard)
-        on_progress(len(ids))
-        pending.append(shard)
-        if len(pending) == SHARDS_PER_PART:
-            parts.append(_write_part(pending, parts, storage, run_uri))
-            pending = []
-    if pending:
-        parts.append(_write_part(pending, parts, storage, run_uri))
-    return parts[len(before) :], ids
+    parts: list[Part] = []
+    drafts = _drafts(cut_shards(_counted(tables, on_progress), limits), before)
+    for part, hashes in team.map(partial(_write_draft, storage, run_uri), drafts, AHEAD):
+        parts.append(part)
+        ids.add(hashes)
+    return parts
+
+
+def _counted(tables: Iterable[pa.Table], report: Callable[[int], None]) -> Iterator[pa.Table]:
+    rows = 0
+    for table in tables:
+        rows += len(table)
+        report(rows)
+        yield table
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A manifest file to be written: its entries, and its Part without a seal."""
+
+    part: Part
+    table: pa.Table
+
+
+def _drafts(shards: Iterable[tuple[pa.Table, list[int]]], before: Sequence[Part]) -> Iterator[_Draft]:
+    """Files of SHARDS_PER_PART shards each."""
+    number, first = len(before), before[-1].end if before else 0
+    tables: list[pa.Table] = []
+    counts: list[int] = []
+    for table, images in shards:
+        row, shard = 0, 0
+        while shard < len(images):
+            more = images[shard : shard + SHARDS_PER_PART - len(counts)]
+            tables.append(table.slice(row, sum(more)))
+            counts += more
+            row, shard = row + sum(more), shard + len(more)
+            if len(counts) == SHARDS_PER_PART:
+                yield _draft(number, first, counts, tables)
+                number, first, tables, counts = number + 1, first + len(counts), [], []
+    if counts:
+        yield _draft(number, first, counts, tables)
+
+
+def _draft(number: int, first: int, counts: list[int], tables: list[pa.Table]) -> _Draft:
+    return _Draft(Part(f"part-{number:05d}.parquet", first, counts), pa.concat_tables(tables).combine_chunks())
+
+
+def _write_draft(storage: Storage, run_uri: str, draft: _Draft) -> tuple[Part, np.ndarray]:
+    hashes = id_hashes(draft.table.column("image_id").to_pylist())
+    return write_part(draft.part, draft.table, storage, run_uri), hashes
 
 
 def write_index(manifest: Manifest, storage: Storage, run_uri: str) -> None:
@@ -208,8 +251,8 @@ def open_part(storage: Storage, run_uri: str, part: Part, whole: bool = False) -
         raise RunError(f"{place} is damaged ({reason}); {_RESTORE}") from error
 
 
-def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardConfig, Iterator[Entry]]:
-    """Limits that cut few images into enough shards for all actors, and the same entries.
+def fitting_shards(config: JobConfig, tables: Iterator[pa.Table]) -> tuple[ShardConfig, Iterator[pa.Table]]:
+    """Limits that cut few images into enough shards for all actors, and the same tables.
 
     A shard is at least a batch. Row groups of Parquet files are not cut smaller, and neither is anything if the
     configuration names `shard.images`.
@@ -217,79 +260,48 @@ def fitting_shards(config: JobConfig, entries: Iterator[Entry]) -> tuple[ShardCo
     limits, actors = config.shard, config.resources.actors
     most = actors.max if isinstance(actors, ActorRange) else actors or 0
     wanted = max(SHARDS_OF_SMALL, SHARDS_PER_ACTOR * most)
-    first = list(itertools.islice(entries, wanted * limits.images))
-    entries = itertools.chain(first, entries)
-    if "images" in limits.model_fields_set or any(entry.group is not None for entry in first):
-        return limits, entries
-    images = max(config.batch_size, math.ceil(len(first) / wanted))
-    return limits.model_copy(update={"images": min(limits.images, images)}), entries
+    first: list[pa.Table] = []
+    rows = 0
+    for table in tables:
+        first.append(table)
+        rows += len(table)
+        if rows >= wanted * limits.images:
+            break
+    tables = itertools.chain(first, tables)
+    grouped = any(table.column("group").null_count < len(table) for table in first)
+    if "images" in limits.model_fields_set or grouped:
+        return limits, tables
+    images = max(config.batch_size, math.ceil(rows / wanted))
+    return limits.model_copy(update={"images": min(limits.images, images)}), tables
 
 
-def cut_shards(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
-    """Group entries in order; a shard closes at `limits.images` or before it exceeds `limits.megabytes`.
-
-    A row group of a Parquet file is not split, so that it is read once, unless it exceeds the limits many times.
-    """
-    shard: list[Entry] = []
-    size = 0
-    for unit in _units(entries, limits):
-        extra = sum(entry.bytes or 0 for entry in unit)
-        if shard and (len(shard) + len(unit) > limits.images or size + extra > limits.megabytes * 2**20):
-            yield shard
-            shard, size = [], 0
-        shard += unit
-        size += extra
-    if shard:
-        yield shard
-
-
-def _units(entries: Iterable[Entry], limits: ShardConfig) -> Iterator[list[Entry]]:
-    """Entries that stay in one shard: a single one, or those of a row group."""
-    for group in by_row_group(entries):
-        size = sum(entry.bytes or 0 for entry in group)
-        if len(group) <= LARGE_GROUP * limits.images and size <= LARGE_BYTES * limits.megabytes * 2**20:
-            yield group
-        else:
-            yield from ([entry] for entry in group)
-
-
-def _write_part(shards: list[list[Entry]], parts: list[Part], storage: Storage, run_uri: str) -> Part:
-    first = parts[-1].end if parts else 0
-    return write_part(f"part-{len(parts):05d}.parquet", first, shards, storage, run_uri)
-
-
-def write_part(file: str, first: int, shards: list[list[Entry]], storage: Storage, run_uri: str) -> Part:
-    """Write one manifest file; `first` is the number of its first shard."""
-    part = Part(file, first, [len(shard) for shard in shards])
+def write_part(part: Part, table: pa.Table, storage: Storage, run_uri: str) -> Part:
+    """Write one manifest file, of entries in the order of the shards; returns the part with its seal."""
     writer = SealedWriter(SCHEMA, compression="zstd")
-    for number, shard in enumerate(shards, first):
-        columns = {name: [getattr(entry, name) for entry in shard] for name in SCHEMA.names[:-1]}
-        columns["shard"] = [number] * len(shard)
-        writer.write(pa.Table.from_pydict(columns, SCHEMA), len(shard))
+    row = 0
+    for shard, count in enumerate(part.images, part.first_shard):
+        number = pa.array(np.full(count, shard, np.int32))
+        writer.write(pa.table([*table.slice(row, count).columns, number], SCHEMA), count)
+        row += count
     data = writer.close()
     storage.write(join(run_uri, "manifest", part.file), data)
     return replace(part, seal=check_seal(data))
 
 
-def id_hash(image_id: str) -> int:
-    """64 bits that stand for an id; see `refuse_collisions`."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
+def refuse_collisions(ids: IdHashes, manifest: Manifest, storage: Storage, run_uri: str) -> None:
+    """Raise InputError if two images of the manifest have one id; `ids` are the hashes of them all.
 
-
-def refuse_collisions(ids: "array[int]", manifest: Manifest, storage: Storage, run_uri: str) -> None:
-    """Raise InputError if two images of the manifest have one id; `ids` are the `id_hash` of them all.
-
-    Compares the hashes first, and the ids themselves only where two hashes agree. Sorts `ids`.
+    Compares the hashes first, and the ids themselves only where two hashes agree.
     """
-    hashes = np.frombuffer(ids, dtype=np.uint64)
-    hashes.sort()  # in place: a copy would double the memory
-    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-    if not suspects:
-        return
+    for suspects in ids.doubled():
+        _refuse_same(set(suspects.tolist()), manifest, storage, run_uri)
+
+
+def _refuse_same(suspects: Collection[int], manifest: Manifest, storage: Storage, run_uri: str) -> None:
     seen: dict[str, Entry] = {}
-    for shard in range(manifest.shards):
-        for entry in manifest.read_shard(storage, run_uri, shard):
-            if id_hash(entry.image_id) not in suspects:
+    for part in manifest.parts:
+        for entry in itertools.chain.from_iterable(read_part(storage, run_uri, part)):
+            if int(id_hashes([entry.image_id])[0]) not in suspects:
                 continue
             if entry.image_id in seen:
                 raise InputError(

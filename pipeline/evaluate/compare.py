@@ -156,9 +156,15 @@ class _Row:
 
 
 def _figures(comparison: Comparison) -> list[_Row]:
-    keys = ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "boundary_iou")
+    names = {
+        "miou": "mIoU",
+        "pixel_accuracy": "pixel accuracy",
+        "mean_accuracy": "mean accuracy",
+        "frequency_weighted_iou": "frequency-weighted IoU",
+        "boundary_iou": "boundary IoU",
+    }
     a, b = comparison.first.results, comparison.second.results
-    return [_Row(key.replace("_", " ").replace("miou", "mIoU"), a[key], b[key]) for key in keys]
+    return [_Row(name, a[key], b[key]) for key, name in names.items()]
 
 
 def _classes(comparison: Comparison) -> list[_Row]:

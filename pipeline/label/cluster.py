@@ -65,6 +65,34 @@ def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
             _request(None)
 
 
+def wait_for_cpu(seconds: float, say: Say) -> None:
+    """Wait until a CPU of the cluster is free, and request one from the autoscaler; tasks would queue silently.
+
+    Raises ResourceError after `seconds`.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    end, said = time.monotonic() + seconds, -math.inf
+    try:
+        while True:
+            nodes, left = cluster_nodes(), end - time.monotonic()
+            if any(node.free.get("CPU", 0.0) >= 1 for node in nodes):
+                return
+            if left <= 0:
+                raise ResourceError(
+                    f"no CPU of the cluster became free in {seconds:.0f} s; free: {describe_free(nodes)}; wait "
+                    "for its other jobs, or unset RAY_ADDRESS to use this machine"
+                )
+            if time.monotonic() - said >= SAY_EVERY:
+                said = time.monotonic()
+                request_resources(bundles=[{"CPU": 1}])
+                say(f"waiting for a free CPU of the cluster, {left:.0f} s more; free: {describe_free(nodes)}")
+            time.sleep(min(0.5, left))
+    finally:
+        if said > -math.inf:
+            request_resources(bundles=[])
+
+
 def _request(wanted: ResourceConfig | None) -> None:
     """Request the resources of a pool's first actors from the autoscaler; None cancels the request."""
     from ray.autoscaler.sdk import request_resources

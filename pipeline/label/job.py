@@ -8,15 +8,20 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+
+import pyarrow as pa
 
 from cliper.model.classes import ClassList
 from cliper.pipeline.config import InputConfig, JobConfig, ResourceConfig, changed, lookup
 from cliper.pipeline.corpus.left_out import LeftOut
-from cliper.pipeline.corpus.manifest import Manifest, fitting_shards, read_manifest, write_manifest
-from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, no_images
+from cliper.pipeline.corpus.manifest import Manifest, fitting_shards, read_manifest, write_listed
+from cliper.pipeline.corpus.sources import Entry, detect_format, list_entries, list_tables, no_images
+from cliper.pipeline.corpus.sources.tables import tables_of
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.extras import require
 from cliper.pipeline.label.segmenters import SegmenterKind, chosen
+from cliper.pipeline.parallel import Crew, Workers, crew
 from cliper.pipeline.run.extend import LOOK_LOCAL, LOOK_REMOTE, count_new, extend_run
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
@@ -51,13 +56,15 @@ def open_job(
     held: ExitStack | None = None,
     wants_gpu: Callable[[ResourceConfig], bool] = lambda wanted: wanted.device == "cuda",
     extend: Collection[str] | None = None,
+    workers: Callable[[], Workers] = lambda: 1,
 ) -> Job:
     """Validate everything, then create or continue the run folder and its manifest. Raises CliperError.
 
     With `extend`, an existing manifest is extended to the corpus as it is now; see run/extend.py for its values.
 
     With `held`, the run folder's lease is taken before the first write and kept until `held` closes. `wants_gpu`
-    says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it.
+    says whether the actors will be on GPUs; it is asked last, and only if the masks depend on it. `workers`
+    returns who lists a new corpus, which does not change the result; 1 is this process.
     """
     kind, config = chosen(config)
     codec = lookup("mask_codec", config.mask_codec, MASK_CODECS)
@@ -67,7 +74,8 @@ def open_job(
     left_out = LeftOut()
     if not output.strip():
         raise RunError("the output is empty; name a folder or prefix of its own (--output)")
-    entries = _first_listed(storage, input_uri, _without_output(config.input, input_uri, output), left_out)
+    listed = _without_output(config.input, input_uri, output)
+    entries = _first_listed(storage, input_uri, listed, left_out)
     dtype = settled_dtype(config, output, storage, wants_gpu)
     config, pinned = changed(config, dtype=dtype), changed(pinned, dtype=dtype)
     identity = identity_of(config, classes, input_uri, weights)
@@ -77,7 +85,8 @@ def open_job(
     run = begin_run(output, storage, identity)
     manifest = read_manifest(storage, output)
     if manifest is None:
-        manifest = _list_new(run, entries, config, left_out)
+        by_crew = partial(list_tables, storage, input_uri, listed)
+        manifest = _list_new(run, entries, config, left_out, by_crew, workers())
     elif extend is not None:
         manifest = _extend(run, manifest, entries, config, left_out, extend)
     return Job(run, manifest, pinned, classes, kind.verified(weights), kind.describe(config))
@@ -130,8 +139,15 @@ def _first_listed(storage: Storage, uri: str, config: InputConfig, left_out: Lef
     return itertools.chain([first], entries)
 
 
-def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
-    """List the corpus of a run that has labeled nothing yet.
+def _list_new(
+    run: Run,
+    entries: Iterator[Entry],
+    config: JobConfig,
+    left_out: LeftOut,
+    by_crew: Callable[[LeftOut, Crew], Iterator[pa.Table]],
+    workers: Workers,
+) -> Manifest:
+    """List the corpus of a run that has labeled nothing yet, by this process (`entries`, `left_out`) or by a crew.
 
     Raises RunError for one that holds labels: a new list may cut the corpus otherwise, and would lose and double
     images.
@@ -141,14 +157,20 @@ def _list_new(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: L
             f"{run.uri} holds labels, but its list of images (manifest/index.json) is gone; restore it, "
             "or label into another folder (--new-run)"
         )
-    return _list_corpus(run, entries, config, left_out)
+    with crew(workers) as team:
+        if workers == 1:
+            return _list_corpus(run, tables_of(entries), config, left_out, team)
+        left_out = LeftOut()
+        return _list_corpus(run, by_crew(left_out, team), config, left_out, team)
 
 
-def _list_corpus(run: Run, entries: Iterator[Entry], config: JobConfig, left_out: LeftOut) -> Manifest:
+def _list_corpus(
+    run: Run, tables: Iterator[pa.Table], config: JobConfig, left_out: LeftOut, team: Crew
+) -> Manifest:
     """Write the manifest, and print what the listing left out."""
-    limits, entries = fitting_shards(config, entries)
     try:
-        manifest = write_manifest(entries, run.storage, run.uri, limits, _counting(), left_out)
+        limits, tables = fitting_shards(config, tables)
+        manifest = write_listed(tables, run.storage, run.uri, limits, team, _counting(), left_out)
     except BaseException:
         run.discard()  # an unlisted run holds nothing worth keeping, and would claim the folder
         raise

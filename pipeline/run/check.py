@@ -1,4 +1,4 @@
-"""Check one shard's file against the manifest and against itself. Runs in a process of its own; see verify.py."""
+"""Check one shard's file against the manifest and against itself. Runs in a separate process; see verify.py."""
 
 import io
 from collections import Counter

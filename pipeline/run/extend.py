@@ -15,10 +15,11 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cliper.pipeline.config import JobConfig
 from cliper.pipeline.corpus.compare import Comparison, Difference, Known, new_entries
+from cliper.pipeline.corpus.ids import IdHashes
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.manifest import (
     Manifest,
@@ -31,7 +32,9 @@ from cliper.pipeline.corpus.manifest import (
     write_parts,
 )
 from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.corpus.sources.tables import table_of, tables_of
 from cliper.pipeline.errors import InputError
+from cliper.pipeline.parallel import crew
 from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.run.changed import changed_shards, read_changed, write_changed
 from cliper.pipeline.run.folder import Run
@@ -119,10 +122,11 @@ def _write_new(
     on_progress: Callable[[int], None],
 ) -> list[Part]:
     """Write the new shards. Raises InputError for two images of one id."""
-    limits, entries = fitting_shards(config, entries)
-    new, ids = write_parts(entries, manifest.parts, run.storage, run.uri, limits, on_progress)
-    if new:
-        refuse_collisions(ids, Manifest([*manifest.parts, *new]), run.storage, run.uri)
+    with IdHashes() as ids, crew(1) as team:
+        limits, tables = fitting_shards(config, tables_of(entries))
+        new = write_parts(tables, manifest.parts, run.storage, run.uri, limits, team, ids, on_progress)
+        if new:
+            refuse_collisions(ids, Manifest([*manifest.parts, *new]), run.storage, run.uri)
     return new
 
 
@@ -155,13 +159,15 @@ def _rewritten(run: Run, part: Part, updates: dict[int, Images]) -> Part:
     """The manifest file with entries replaced, under its next name; the same one if none are."""
     if not any(part.first_shard <= shard < part.end for shard in updates):
         return part
-    shards = [
-        [updates.get(number, {}).get(entry.image_id, entry) for entry in entries]
-        for number, entries in enumerate(read_part(run.storage, run.uri, part), part.first_shard)
+    entries = [
+        updates.get(number, {}).get(entry.image_id, entry)
+        for number, shard in enumerate(read_part(run.storage, run.uri, part), part.first_shard)
+        for entry in shard
     ]
     match = _REVISION.fullmatch(part.file)
     stem, revision = (match[1], int(match[2] or 0)) if match else (part.file.removesuffix(".parquet"), 0)
-    return write_part(f"{stem}-{revision + 1}.parquet", part.first_shard, shards, run.storage, run.uri)
+    renamed = replace(part, file=f"{stem}-{revision + 1}.parquet")
+    return write_part(renamed, table_of(entries), run.storage, run.uri)
 
 
 def _remove_unnamed(run: Run, manifest: Manifest) -> None:

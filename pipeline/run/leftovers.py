@@ -13,7 +13,7 @@ from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.uploads import abort_upload, incomplete_uploads
 
 _PART = re.compile(r"part-\d{5,}(-\d+)?\.parquet")
-_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage._write_local
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage.local.created_local
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ manifest (checked here as well), that puts each image in exactly one row.
 
 import json
 import math
-from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from cliper.pipeline.corpus.manifest import Manifest, Part, id_hash, open_part, refuse_collisions
+from cliper.pipeline.corpus.ids import IdHashes, id_hashes
+from cliper.pipeline.corpus.manifest import Manifest, Part, open_part, refuse_collisions
 from cliper.pipeline.errors import InputError, RunError, StorageError
 from cliper.pipeline.parallel import Workers, cpus, crew
 from cliper.pipeline.run.changed import changed_file, changed_shards, read_changed
@@ -100,14 +100,14 @@ class Report:
 def verify_run(run: Run, workers: Workers | None = None) -> Report:
     """Read a whole run back and check it, shard by shard by `workers` (default: as many processes as CPUs).
 
-    Memory: a few shards per worker, one part of the manifest, and 8 bytes per image. Raises RunError if there is
-    no manifest, StorageError where the store refuses access.
+    Memory: a few shards per worker, one part of the manifest, and what IdHashes takes. Raises RunError if there
+    is no manifest, StorageError where the store refuses access.
     """
     manifest = run.manifest()
     report = Report(manifest.shards, manifest.images)
     done = run.done_shards()
-    with crew(workers or cpus(), most=math.ceil(len(done) / SHARDS_PER_PROCESS)) as readers:
-        for check in readers.map(check_shard, _jobs(run, manifest, done, report)):
+    with IdHashes() as ids, crew(workers or cpus(), most=math.ceil(len(done) / SHARDS_PER_PROCESS)) as readers:
+        for check in readers.map(check_shard, _jobs(run, manifest, done, report, ids)):
             report.merge(check)
     for shard in changed_shards(run):
         report.add(_outdated(run, shard))
@@ -123,9 +123,8 @@ def _outdated(run: Run, shard: int) -> Problem:
     return Problem("outdated", changed_file(shard), f"{count} images; the run's 'cliper label' labels them", count)
 
 
-def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Iterator[ShardJob]:
+def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report, hashes: IdHashes) -> Iterator[ShardJob]:
     """The checks of every finished shard; reports shards without a file and problems of the manifest."""
-    hashes: array[int] = array("Q")
     names, readable = class_names(run.identity), True
     for part in manifest.parts:
         try:
@@ -136,7 +135,7 @@ def _jobs(run: Run, manifest: Manifest, done: set[int], report: Report) -> Itera
             report.add(Problem("missing", f"manifest/{part.file}", "all of its images", sum(part.images)))
             continue
         for shard, (ids, uris) in enumerate(shards, part.first_shard):
-            hashes.extend(id_hash(image_id) for image_id in ids)
+            hashes.add(id_hashes(ids))
             if shard in done:
                 yield ShardJob(run.storage, run.uri, shard, ids, run.fingerprint, names, uris if part.seal else ())
             else:

@@ -5,13 +5,10 @@ Writes are atomic: a reader sees a whole file or none. Remote operations are tri
 """
 
 import errno
-import hashlib
 import io
 import json
 import os
-import re
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -24,9 +21,9 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError, text_of
-from cliper.pipeline.storage.direct import DirectS3, OtherTagError, bare_tag, direct_s3
-from cliper.pipeline.storage.listing import glob_s3, list_s3
-from cliper.pipeline.storage.local import read_local, too_large
+from cliper.pipeline.storage.direct import DirectS3, bare_tag, direct_s3, tagged
+from cliper.pipeline.storage.listing import Span, glob_s3, list_s3, list_span, spans_s3
+from cliper.pipeline.storage.local import created_local, read_local, too_large, write_local
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
@@ -184,7 +181,7 @@ class Storage:
                 if isinstance(client, DirectS3):
                     read = client.cat_ranges(*wanted, tags=known)
                 else:
-                    read = _tagged(client.cat_ranges(*wanted, on_error="return"), known)
+                    read = tagged(client.cat_ranges(*wanted, on_error="return"), known)
                 found.update(zip(members, read, strict=True))
             return [_empty_if_out_of_range(found[i], starts[i]) for i in places]
 
@@ -206,7 +203,7 @@ class Storage:
 
         def put(filesystem: Any, path: str) -> None:
             if isinstance(filesystem, LocalFileSystem):
-                _write_local(Path(path), data)
+                write_local(Path(path), data)
             else:
                 filesystem.pipe_file(path, data)
 
@@ -242,7 +239,7 @@ class Storage:
         filesystem, path = self.filesystem(uri)
         if isinstance(filesystem, LocalFileSystem):
             try:
-                with _created_local(Path(path)) as handle:
+                with created_local(Path(path)) as handle:
                     yield handle
             except OSError as error:
                 raise refusal(uri, error) from error
@@ -311,6 +308,20 @@ class Storage:
                 for name in sorted(found):
                     yield Stored(name.removeprefix(path).lstrip("/"), int(found[name]["size"]), None)
 
+    def spans(self, uri: str) -> Iterator[Span]:
+        """Cut the listing of an s3:// prefix or pattern into spans, in order, for `list_span`."""
+        filesystem, path = self.filesystem(uri)
+        with access_errors(uri):
+            yield from spans_s3(filesystem, path)
+
+    def list_span(self, uri: str, span: Span) -> Iterator[Stored]:
+        """Yield the objects of a span of a prefix or pattern, by path inside the filesystem, in order."""
+        filesystem, path = self.filesystem(uri)
+        bucket = path.partition("/")[0]
+        with access_errors(uri):
+            for key, size, modified, tag in list_span(filesystem, bucket, span):
+                yield Stored(f"{bucket}/{key}", size, modified, tag)
+
 
 def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Iterator[tuple[Any, list[int]]]:
     """Group places by their client: obstore's has one per bucket, fsspec's is one for all."""
@@ -320,21 +331,6 @@ def _by_client(places: Sequence[int], clients: Sequence[tuple[Any, str]]) -> Ite
         key = client.bucket if isinstance(client, DirectS3) else ""
         groups.setdefault(key, (client, []))[1].append(i)
     yield from groups.values()
-
-
-_MD5 = re.compile(r"[0-9a-f]{32}")
-
-
-def _tagged(read: Sequence[bytes | Exception], tags: Sequence[str | None]) -> Sequence[bytes | Exception]:
-    """OtherTagError for objects whose ETag looks like an MD5 and is not theirs: s3fs does not return the ETag."""
-
-    def one(data: bytes | Exception, tag: str | None) -> bytes | Exception:
-        if tag is None or isinstance(data, Exception) or not _MD5.fullmatch(tag):
-            return data
-        same = hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
-        return data if same else OtherTagError(data)
-
-    return list(map(one, read, tags)) if tags else read
 
 
 def _empty_if_out_of_range(data: bytes | Exception, start: int | None) -> bytes | Exception:
@@ -480,34 +476,6 @@ def explain(error: Exception) -> str:
     }
     hint = hints.get(type(error).__name__)
     return f"{type(error).__name__}: {reason}" + (f"; {hint}" if hint else "")
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    with _created_local(path) as handle:
-        handle.write(data)
-
-
-@contextmanager
-def _created_local(path: Path) -> Iterator[BinaryIO]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # for a folder in /proc, for example
-        raise refusal(str(path.parent), error) from error
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power cut
-    finally:
-        os.close(folder)
 
 
 def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:

@@ -6,6 +6,7 @@ retries and messages do not depend on the client.
 """
 
 import errno
+import hashlib
 import io
 import os
 import re
@@ -242,3 +243,18 @@ def _as_s3fs(text: str, operation: str, endpoint: str | None) -> Exception:
     if "HttpError" in text:
         return ConnectionError(f"{operation}: {reason}")
     return OSError(errno.EIO, f"{operation}: {reason}")
+
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def tagged(read: Sequence[bytes | Exception], tags: Sequence[str | None]) -> Sequence[bytes | Exception]:
+    """What s3fs read, with OtherTagError for objects whose ETag looks like an MD5 and is not theirs."""
+
+    def one(data: bytes | Exception, tag: str | None) -> bytes | Exception:
+        if tag is None or isinstance(data, Exception) or not _MD5.fullmatch(tag):
+            return data
+        same = hashlib.md5(data, usedforsecurity=False).hexdigest() == tag
+        return data if same else OtherTagError(data)
+
+    return list(map(one, read, tags)) if tags else read

@@ -59,15 +59,45 @@ def glob_s3(filesystem: Any, path: str) -> Iterator[Key]:
         prefix, matches = "".join(f"{part}/" for part in parts[:fixed]), re.compile(glob_translate(pattern)).match
         yield from (found for found in listing.below(prefix) if matches(found[0]) and found[0][-1] != "/")
         return
-    folders = [""]
-    for part in parts[:-1]:
-        folders = (
-            [f"{folder}{part}/" for folder in folders]
-            if not _MAGIC.search(part)
-            else [child for children, _ in listing.levels(folders, part) for child in children]
-        )
-    for _, keys in listing.levels(folders, parts[-1]):
+    for _, keys in listing.levels(listing.folders(parts[:-1]), parts[-1]):
         yield from keys
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a listing that is listed on its own: the keys after `start`, up to but without `stop`.
+
+    `pattern`: only keys that match it; `direct`: only those directly in the folder of the prefix.
+    """
+
+    prefix: str
+    start: str = ""
+    stop: str | None = None
+    pattern: str | None = None
+    direct: bool = False
+
+
+def spans_s3(filesystem: Any, path: str) -> Iterator[Span]:
+    """Cut the listing of bucket/prefix, or of a pattern, into spans: in order, each with few pages if possible."""
+    bucket, _, key = path.partition("/")
+    listing, parts = _Listing(filesystem, bucket), key.split("/")
+    magic = next((i for i, part in enumerate(parts) if _MAGIC.search(part)), None)
+    if magic is None:
+        yield from listing.spans(f"{key}/" if key else "", None)
+    elif "**" in key:
+        yield from listing.spans("".join(f"{part}/" for part in parts[:magic]), key)
+    else:
+        stem = parts[-1][: match.start()] if (match := _MAGIC.search(parts[-1])) else parts[-1]
+        for folder in listing.folders(parts[:-1]):
+            yield Span(folder + stem, pattern=key, direct=True)
+
+
+def list_span(filesystem: Any, bucket: str, span: Span) -> Iterator[Key]:
+    """Yield the objects of a span in the order of their keys, which are whole."""
+    matches = None if span.pattern is None else re.compile(glob_translate(span.pattern)).match
+    more = {"Delimiter": "/"} if span.direct else {}
+    for keys in _Listing(filesystem, bucket).range(span.prefix, span.start, span.stop, **more):
+        yield from (key for key in keys if key[0][-1] != "/" and (matches is None or matches(key[0])))
 
 
 @dataclass(frozen=True)
@@ -125,13 +155,24 @@ class _Listing:
         stops: list[str | None] = [*starts[1:], None]
         with ThreadPoolExecutor(TOGETHER) as pool:
             yield from _in_order(
-                pool, [partial(self._range, prefix, *ends) for ends in zip(starts, stops, strict=True)]
+                pool, [partial(self.range, prefix, *ends) for ends in zip(starts, stops, strict=True)]
             )
 
-    def _range(self, prefix: str, start: str, stop: str | None) -> Iterator[list[Key]]:
+    def spans(self, prefix: str, pattern: str | None) -> Iterator[Span]:
+        """The spans of a prefix; a single one if the store does not list from a given key on."""
+        first = next(self.pages(prefix))
+        borders = self._borders(prefix, first) if first.token is not None else []
+        if borders:
+            behind = next(self.pages(prefix, StartAfter=borders[0]))
+            if behind.keys and behind.keys[0][0] <= borders[0]:
+                borders = []
+        for start, stop in zip(["", *borders], [*borders, None], strict=True):
+            yield Span(prefix, start, stop, pattern)
+
+    def range(self, prefix: str, start: str, stop: str | None, **more: str) -> Iterator[list[Key]]:
         """The pages after key `start`, up to but without `stop`."""
         last = start
-        for page in self.pages(prefix, StartAfter=start):
+        for page in self.pages(prefix, **({"StartAfter": start} if start else {}), **more):
             if page.keys and page.keys[0][0] <= last:
                 raise _UnsortedError
             yield [key for key in page.keys if stop is None or key[0] < stop]
@@ -156,6 +197,17 @@ class _Listing:
     def _folders(self, prefix: str) -> list[str]:
         pages = takewhile(lambda page: page.folders, self.pages(prefix, Delimiter="/"))
         return [folder for page in islice(pages, _FOLDER_PAGES) for folder in page.folders]
+
+    def folders(self, parts: Sequence[str]) -> list[str]:
+        """The folders that match a pattern, by its parts."""
+        folders = [""]
+        for part in parts:
+            folders = (
+                [f"{folder}{part}/" for folder in folders]
+                if not _MAGIC.search(part)
+                else [child for children, _ in self.levels(folders, part) for child in children]
+            )
+        return folders
 
     def levels(self, folders: Sequence[str], part: str) -> Iterator[tuple[list[str], list[Key]]]:
         """The folders and keys directly in each of `folders` that match one part of a pattern, in order."""

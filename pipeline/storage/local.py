@@ -1,12 +1,16 @@
-"""Reading local files that a list names: whatever they are, a read ends."""
+"""Local files: whatever a list names, a read ends; a file is written whole or not at all."""
 
 import os
 import stat
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from cliper.pipeline.errors import ImageError
+from cliper.pipeline.errors import ImageError, StorageError
 
 
 def read_local(
@@ -49,3 +53,33 @@ def too_large(size: int | None, most: int) -> ImageError:
     """The error of an object whose `size` is above what one image may have."""
     found = "more" if size is None else f"{size:,} bytes"
     return ImageError("oversized", f"{found}; an image file may have {most:,} bytes")
+
+
+def write_local(path: Path, data: bytes) -> None:
+    """Write a whole file or none."""
+    with created_local(path) as handle:
+        handle.write(data)
+
+
+@contextmanager
+def created_local(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill: it appears, synced to the disk, when the block ends without an error. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # for a folder in /proc, for example
+        raise StorageError(f"cannot access {path.parent}: it cannot be created") from error
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power cut
+    finally:
+        os.close(folder)

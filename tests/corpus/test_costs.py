@@ -14,11 +14,11 @@ import pytest
 
 from cliper.pipeline.config import InputConfig, ShardConfig
 from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import cut_shards
 from cliper.pipeline.corpus.sources import Entry, list_entries
 from cliper.pipeline.storage import web
 from cliper.pipeline.storage.backend import Storage
 from tests.corpus.test_tars import tar
+from tests.support.cutting import shards_of
 from tests.support.fakes import jpeg
 from tests.support.faulty_s3 import FaultyS3
 
@@ -60,7 +60,7 @@ def test_row_groups_of_images_are_read_once(group: int) -> None:
         server.objects["b/p/a.parquet"] = parquet(images, group)
         storage = Storage(server.options)
         entries = list(list_entries(storage, "s3://b/p", InputConfig(format="parquet")))
-        shards = list(cut_shards(entries, ShardConfig(images=128)))
+        shards = list(shards_of(entries, ShardConfig(images=128)))
         server.sent, server.requests = 0, []
         found = [row for shard in shards for row in load_entries(storage, 0, shard, "image")["data"].to_pylist()]
         assert found == images
@@ -70,11 +70,11 @@ def test_row_groups_of_images_are_read_once(group: int) -> None:
 
 def test_shards_of_parquet_images_keep_to_the_megabytes() -> None:
     entries = [Entry(str(i), "a.parquet", 2**20, row=i, group=i // 4) for i in range(40)]
-    sizes = [len(shard) for shard in cut_shards(entries, ShardConfig(images=100, megabytes=8))]
+    sizes = [len(shard) for shard in shards_of(entries, ShardConfig(images=100, megabytes=8))]
     assert sizes == [8] * 5
     large = [Entry(str(i), "a.parquet", 2**20, row=i, group=0) for i in range(40)]
-    assert [len(shard) for shard in cut_shards(large, ShardConfig(images=100, megabytes=8))] == [8] * 5
-    assert [len(shard) for shard in cut_shards(large, ShardConfig(images=100, megabytes=10))] == [40]
+    assert [len(shard) for shard in shards_of(large, ShardConfig(images=100, megabytes=8))] == [8] * 5
+    assert [len(shard) for shard in shards_of(large, ShardConfig(images=100, megabytes=10))] == [40]
 
 
 class _Web(BaseHTTPRequestHandler):

@@ -5,6 +5,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 from benchmarks.listing import listing_server
 from cliper.pipeline.config import InputConfig, ShardConfig
 from cliper.pipeline.corpus.load import load_entries
-from cliper.pipeline.corpus.manifest import cut_shards, read_manifest, write_manifest
+from cliper.pipeline.corpus.manifest import read_manifest, write_manifest
 from cliper.pipeline.corpus.sources import Entry, list_entries
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.storage.backend import Storage
 from tests.conftest import S3Server
+from tests.support.cutting import plain_shards, shards_of
 from tests.support.fakes import jpeg, write_corpus
 
 LOCAL = Storage()
@@ -134,17 +136,20 @@ def test_missing_input() -> None:
         listed("/no/such/folder")
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 3 * 2**20), max_size=40), images=st.integers(1, 7), megabytes=st.integers(1, 4)
-)
-def test_shards_keep_order_and_limits(sizes: list[int], images: int, megabytes: int) -> None:
-    entries = [Entry(str(i), "", size) for i, size in enumerate(sizes)]
-    shards = list(cut_shards(entries, ShardConfig(images=images, megabytes=megabytes)))
-    assert [entry for shard in shards for entry in shard] == entries
-    for shard in shards:
-        assert 1 <= len(shard) <= images
-        assert len(shard) == 1 or sum(e.bytes or 0 for e in shard) <= megabytes * 2**20
+@settings(max_examples=150, deadline=None)
+@given(data=st.data(), images=st.integers(1, 7), megabytes=st.integers(1, 4), rows=st.integers(1, 50))
+def test_shards_are_those_of_a_plain_loop(data: st.DataObject, images: int, megabytes: int, rows: int) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 3 * 2**20) | st.none(), max_size=40))
+    groups = data.draw(st.lists(st.none() | st.integers(0, 2), min_size=len(sizes), max_size=len(sizes)))
+    entries = [
+        Entry(str(i), f"/{i // 15}", size, group=group)
+        for i, (size, group) in enumerate(zip(sizes, groups, strict=True))
+    ]
+    limits = ShardConfig(images=images, megabytes=megabytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cliper.pipeline.corpus.cut.LARGE_GROUP", 2)
+        patch.setattr("tests.support.cutting.LARGE_GROUP", 2)
+        assert shards_of(entries, limits, rows) == plain_shards(entries, limits)
 
 
 def test_manifest_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +176,19 @@ def test_colliding_ids_are_refused_with_both_places(tmp_path: Path) -> None:
 
 
 def test_equal_hashes_of_different_ids_are_no_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cliper.pipeline.corpus.manifest.id_hash", lambda image_id: 7)
+    monkeypatch.setattr("cliper.pipeline.corpus.manifest.id_hashes", lambda ids: np.full(len(ids), 7, np.uint64))
     assert write_manifest([Entry("a", "/1"), Entry("b", "/2")], LOCAL, str(tmp_path), ShardConfig()).images == 2
+
+
+def test_colliding_ids_are_found_among_hashes_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cliper.pipeline.corpus.ids.HELD", 100)
+    monkeypatch.setattr("cliper.pipeline.corpus.manifest.SHARDS_PER_PART", 2)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    entries = [Entry(str(i % 999), f"/{i}") for i in range(1000)]
+    with pytest.raises(InputError, match="image_id '0' occurs twice: /0 and /999"):
+        write_manifest(entries, LOCAL, str(tmp_path / "run"), ShardConfig(images=30))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert write_manifest(entries[1:], LOCAL, str(tmp_path / "run"), ShardConfig(images=30)).images == 999
 
 
 def test_a_bucket_is_listed_page_by_page() -> None:

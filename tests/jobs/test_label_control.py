@@ -21,6 +21,7 @@ from cliper.model.segmentation import Segmentation
 from cliper.pipeline.config import JobConfig, load_config
 from cliper.pipeline.corpus.manifest import fitting_shards
 from cliper.pipeline.corpus.sources import Entry
+from cliper.pipeline.corpus.sources.tables import entries_of, tables_of
 from cliper.pipeline.errors import ResourceError, StorageError, TooManyFailuresError
 from cliper.pipeline.label import segmenters
 from cliper.pipeline.label.job import open_job
@@ -225,13 +226,13 @@ def test_a_small_corpus_is_cut_so_that_every_actor_has_work(
 ) -> None:
     entries = [Entry(f"{i}", f"/{i}") for i in range(images)]
     config = with_overrides(load_config("tiny"), Resources(actors=actors and str(actors)))
-    limits, same = fitting_shards(config, iter(entries))
+    limits, same = fitting_shards(config, tables_of(entries))
     assert limits.images == expected
-    assert list(same) == entries
+    assert [entry for table in same for entry in entries_of(table)] == entries
 
 
 def test_shards_that_the_user_has_sized_and_row_groups_are_left_alone() -> None:
     sized = with_overrides(JobConfig.model_validate({"shard": {"images": 100}}), Resources(actors="9"), 4)
-    assert fitting_shards(sized, iter([Entry("a", "/a")]))[0].images == 100
-    grouped = iter([Entry("a", "/a.parquet", row=0, group=0)])
+    assert fitting_shards(sized, tables_of([Entry("a", "/a")]))[0].images == 100
+    grouped = tables_of([Entry("a", "/a.parquet", row=0, group=0)])
     assert fitting_shards(JobConfig(), grouped)[0].images == 256

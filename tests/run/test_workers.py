@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 from cliper.jobs.cli import app
 from cliper.jobs.workers import parse_workers
 from cliper.model.errors import ConfigError
-from cliper.pipeline.errors import ExportError, RunError
+from cliper.pipeline.errors import ExportError, ResourceError, RunError
 from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.export import driver
+from cliper.pipeline.label.cluster import wait_for_cpu
 from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.review.select import select_images
@@ -138,3 +139,18 @@ def test_counts_are_summed_on_ray(ray_local: None, tmp_path: Path) -> None:
     alone, together = evaluation.read(), evaluation.read("ray")
     assert alone.confusion.sum() > 0
     assert together.confusion.tolist() == alone.confusion.tolist()
+
+
+def test_a_cluster_without_a_free_cpu_is_waited_for_aloud_and_for_a_bounded_time(ray_local: None) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    lines: list[str] = []
+    group = placement_group([{"CPU": 4}])
+    assert group.wait(30)
+    try:
+        with pytest.raises(ResourceError, match=r"no CPU of the cluster became free in 1 s; free: 0 CPUs"):
+            wait_for_cpu(1.0, lines.append)
+    finally:
+        remove_placement_group(group)
+    assert lines[0].startswith("waiting for a free CPU of the cluster, 1 s more")
+    wait_for_cpu(30.0, lines.append)

@@ -4,7 +4,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from fsspec.utils import glob_translate
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME
 from cliper.pipeline.errors import InputError
-from cliper.pipeline.storage.backend import Storage, access_errors, is_local, join
+from cliper.pipeline.storage.backend import Storage, Stored, access_errors, is_local, join
 from cliper.pipeline.storage.direct import bare_tag
+from cliper.pipeline.storage.listing import Span
 
 MOST_DEEP = 100  # folders below the input; links may make a tree deeper than it is
 _MAGIC = re.compile(r"[*?\[]")
@@ -106,12 +107,34 @@ def _remote_folder(storage: Storage, uri: str) -> Iterator[Found]:
 
 
 def _remote_glob(storage: Storage, pattern: str) -> Iterator[Found]:
-    """Names are relative to the longest folder without a wildcard."""
-    scheme, _, path = pattern.partition("://")
-    fixed = path[: _first_magic(path)].rpartition("/")[0]
-    for stored in storage.glob(pattern):
-        name = stored.name.removeprefix(fixed).lstrip("/")
-        yield Found(name, f"{scheme}://{stored.name}", stored.size, "matched", etag_stamp(stored.tag))
+    return _named(pattern, storage.glob(pattern), "matched")
+
+
+def _named(uri: str, objects: Iterable[Stored], how: str) -> Iterator[Found]:
+    """Objects by path inside the filesystem; names are relative to the longest folder without a wildcard."""
+    scheme, _, path = uri.partition("://")
+    fixed = path.rstrip("/") if how == "in folder" else path[: _first_magic(path)].rpartition("/")[0]
+    for stored in objects:
+        name = stored.name.removeprefix(f"{fixed}/")
+        yield Found(name, f"{scheme}://{stored.name}", stored.size, how, etag_stamp(stored.tag))
+
+
+def cut(storage: Storage, uri: str) -> tuple[str, Iterator[Span]] | None:
+    """The parts of an s3:// prefix or pattern that can be listed at the same time, and their files' `how`.
+
+    None for any other input, for a single object too.
+    """
+    if not uri.startswith("s3://") or _BRACES.search(uri):
+        return None
+    first = next(find(storage, uri, LeftOut()), None)
+    if first is None or first.how == "named":
+        return None
+    return first.how, storage.spans(uri)
+
+
+def find_in(storage: Storage, uri: str, how: str, span: Span) -> Iterator[Found]:
+    """Yield the files of one span, as `find` yields them."""
+    return _named(uri, storage.list_span(uri, span), how)
 
 
 def etag_stamp(tag: str | None) -> str | None:

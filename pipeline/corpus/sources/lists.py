@@ -6,7 +6,7 @@ import io
 import json
 import posixpath
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from lzma import LZMAError
 from typing import Any
@@ -17,7 +17,7 @@ from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.formats import SUFFIXES
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import Entry, checked_id, is_unicode
-from cliper.pipeline.corpus.sources.files import Found, find
+from cliper.pipeline.corpus.sources.files import Found
 from cliper.pipeline.corpus.sources.parquet import need_column, need_id_type, need_text, open_parquet
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
@@ -32,13 +32,13 @@ Row = tuple[str, Any, Any]  # where it is, the URI, the id (_NO_ID if there is n
 _NO_ID = object()
 
 
-def list_uris(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
+def list_uris(storage: Storage, files: Iterable[Found], config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
     """One list, or those of a folder, glob or brace range: a column of URIs and maybe one of ids.
 
     Relative URIs are below the list's folder. Without ids, the URI as it is written is the id.
     """
     selection = Selection(config, left_out)
-    for found in find(storage, uri, left_out):
+    for found in files:
         if found.how != "named" and not selection.container(found.name, LISTS, "list"):
             continue
         base, empty = posixpath.dirname(found.uri), True

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import Entry, checked_id
-from cliper.pipeline.corpus.sources.files import Found, find
+from cliper.pipeline.corpus.sources.files import Found
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import map_ahead
@@ -22,14 +22,16 @@ READERS = 8  # files listed at the same time
 LARGE_GROUP = 512 << 20  # bytes of images in a row group that are worth a notice
 
 
-def list_parquet_images(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
+def list_parquet_images(
+    storage: Storage, files: Iterable[Found], config: InputConfig, left_out: LeftOut
+) -> Iterator[Entry]:
     """Parquet files (one, a folder, a glob or a brace range) with a column of image bytes, plain or as struct
     {bytes, path}. Only the footers and the column of ids are read.
     """
     selection = Selection(config, left_out)
     files = (
         found
-        for found in find(storage, uri, left_out)
+        for found in files
         if found.how == "named" or selection.container(found.name, (".parquet",), "Parquet file")
     )
     with ThreadPoolExecutor(READERS) as pool:
@@ -169,20 +171,3 @@ def _need_image_type(uri: str, field: pa.Field) -> None:
             f"{uri}: column '{field.name}' is {problem}. Images are binary or struct {{bytes, path}}; "
             "name their column: --image-column"
         )
-
-
-def by_row_group(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Consecutive entries of one row group together; every other entry alone."""
-    together: list[Entry] = []
-    for entry in entries:
-        same = together and entry.group is not None and _group_of(entry) == _group_of(together[0])
-        if together and not same:
-            yield together
-            together = []
-        together.append(entry)
-    if together:
-        yield together
-
-
-def _group_of(entry: Entry) -> tuple[str, int | None]:
-    return entry.uri, entry.group

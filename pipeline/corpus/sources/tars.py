@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from cliper.pipeline.config import InputConfig
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import Entry, header_stamp
-from cliper.pipeline.corpus.sources.files import Found, find
+from cliper.pipeline.corpus.sources.files import Found
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import map_ahead
@@ -38,17 +38,13 @@ class DamagedError(Exception):
         self.offset = offset
 
 
-def list_tars(storage: Storage, uri: str, config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
+def list_tars(storage: Storage, files: Iterable[Found], config: InputConfig, left_out: LeftOut) -> Iterator[Entry]:
     """Uncompressed tars (one, a folder, a glob or a brace range): every member with an image's ending.
 
     Raises InputError for a damaged tar, or leaves out what is behind the damage with `config.skip_damaged`.
     """
     selection = Selection(config, left_out)
-    tars = (
-        found
-        for found in find(storage, uri, left_out)
-        if found.how == "named" or selection.container(found.name, (".tar",), "tar")
-    )
+    tars = (found for found in files if found.how == "named" or selection.container(found.name, (".tar",), "tar"))
     with ThreadPoolExecutor(READERS) as pool:
         for listed in map_ahead(pool, lambda tar: list_tar(storage, tar, config), tars, ahead=READERS):
             left_out.add(listed.left_out)

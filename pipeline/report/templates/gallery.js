@@ -14,6 +14,10 @@
     zoom(1);
     if (!large.open) large.showModal();
   };
+  view.addEventListener("scroll", (event) => { // halves of a comparison move together
+    if (event.target === view) return;
+    for (const half of view.querySelectorAll(".pair > div")) half.scrollLeft = event.target.scrollLeft;
+  }, true);
   const step = (by) => {
     const all = visible();
     if (all.length) enlarge(all[(all.indexOf(current) + by + all.length) % all.length]);
