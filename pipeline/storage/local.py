@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from fsspec.implementations.local import LocalFileSystem
 
-from cliper.pipeline.errors import ImageError
+from cliper.pipeline.errors import ImageError, StorageError
 
 
 def read_local(
@@ -63,8 +63,11 @@ def write_local(path: Path, data: bytes) -> None:
 
 @contextmanager
 def created_local(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill: it appears, synced to the disk, when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file to fill: it appears, synced to the disk, when the block ends without an error. Raises StorageError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # for a folder in /proc, for example
+        raise StorageError(f"cannot access {path.parent}: it cannot be created") from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as handle:

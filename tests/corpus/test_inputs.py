@@ -172,10 +172,10 @@ def test_the_full_page_is_labeled() -> None:
 def test_frames_are_counted(form: str) -> None:
     red, blue = Image.new("RGB", (8, 6), "red"), Image.new("RGB", (8, 6), "blue")
     buffer = io.BytesIO()
-    red.save(buffer, form, save_all=True, append_images=[blue, red])
+    red.save(buffer, form, **({} if form == "JPEG" else {"save_all": True, "append_images": [blue, red]}))
     found = decode(buffer.getvalue(), LIMIT)
     assert found.pages == (1 if form == "JPEG" else 3)
-    assert found.pixels[0, 0].tolist() in ([255, 0, 0], [254, 0, 0])
+    assert np.abs(found.pixels[0, 0].astype(int) - [255, 0, 0]).max() <= 2
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

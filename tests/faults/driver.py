@@ -34,7 +34,7 @@ DEADLY: dict[str, Callable[[], object]] = {  # by the first word of the file's n
     "exit": lambda: os._exit(1),
     "abort": os.abort,
     "sigkill": lambda: os.kill(os.getpid(), signal.SIGKILL),  # the signal of the kernel's out-of-memory killer
-    "sigbus": lambda: os.kill(os.getpid(), signal.SIGBUS),  # a truncated memory map
+    "sigbus": lambda: signal.raise_signal(signal.SIGBUS),  # a truncated memory map; to this thread, not any
 }
 HARMFUL = DEADLY | {"hang": partial(time.sleep, 10**6), "memory": exhaust_memory, "raise": raise_error}
 
