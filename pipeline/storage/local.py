@@ -63,7 +63,10 @@ def write_local(path: Path, data: bytes) -> None:
 
 @contextmanager
 def created_local(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, synced to the disk; it appears when the block ends without an error. Raises StorageError."""
+    """A file to fill: it appears, synced to the disk, when the block ends without an error.
+
+    Raises StorageError if its folder cannot be created.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as error:  # for a folder in /proc, for example
