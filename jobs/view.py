@@ -35,7 +35,7 @@ _SECONDS = 30.0  # for a request to arrive
 
 def view(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
-    port: Annotated[int, Opt(min=1, max=65535)] = 7861,
+    port: Annotated[int, Opt(min=1, max=65535, help="Port on 127.0.0.1")] = 7861,
     sample: Annotated[int, Opt(min=1, help="Rows to read at most; of a larger run, shards at random")] = _ROWS,
     storage_option: StorageOption = None,
 ) -> None:

@@ -35,7 +35,7 @@ class BenchmarkConfig(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> "BenchmarkConfig":
         if self.benchmark not in DATASETS:
-            raise ValueError(f"unknown benchmark '{self.benchmark}'; known: {', '.join(DATASETS)}")
+            raise ValueError(f"unknown benchmark '{self.benchmark}'; {suggest(self.benchmark, DATASETS)}")
         if self.truth is not None and self.truth not in DATASETS[self.benchmark].truths:
             raise ValueError(f"truth must be one of: {', '.join(DATASETS[self.benchmark].truths)}")
         unknown = set(self.published_miou) - set(self.variants)

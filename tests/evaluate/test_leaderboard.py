@@ -82,7 +82,9 @@ def test_one_table_of_two_segmenters_on_two_benchmarks(data: Path, tips: str, tm
 def test_mistakes_come_before_any_work(data: Path, tips: str, tmp_path: Path) -> None:
     with ray_session(False) as session:
         options = Options(Storage(), Resources(), session, None, None, False)
-        with pytest.raises(ConfigError, match="--segmenter 'sam9' is neither cliper, a labeling config .*sam3"):
+        with pytest.raises(
+            ConfigError, match="--segmenter 'sam9' is neither a file nor a labeling config; did you mean sam3"
+        ):
             evaluate_segmenters(str(data), str(tmp_path), [tips, "sam9"], [], "mmseg", options)
         with pytest.raises(ConfigError, match="--only 'voc' is no benchmark"):
             evaluate_segmenters(str(data), str(tmp_path), [tips], ["voc"], "mmseg", options)

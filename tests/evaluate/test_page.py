@@ -113,14 +113,14 @@ def test_names_are_escaped(tmp_path):
     root = tmp_path / "raw"
     root.mkdir()
     truths = trees.folder(root)
-    trees.names(root / "classes.txt", ["<script>alert(1)</script>", "b & c", "$x_1$"])
+    trees.names(root / "classes.txt", ['a "b" c', "b & c", "$x_1$"])
     prepared = prepare("folder", root, str(tmp_path / "out"), STORAGE)
     *_, page = reported(tmp_path, "run", prepared, truths)
     html = Path(page).read_text()
-    assert "<script>alert" not in html
+    assert "a &#34;b&#34; c" in html and 'a "b" c' not in html
     assert "b &amp; c" in html
     table = (Path(page).parent / "per_class.tex").read_text()
-    assert r"b \& c &" in table and r"\$x\_1\$ &" in table and r"$<$script$>$alert(1)$<$/script$>$ &" in table
+    assert r"b \& c &" in table and r"\$x\_1\$ &" in table
     assert table.count(r" \\") == 2 + 4, "a head, three classes and background, and their mean"
 
 

@@ -185,7 +185,7 @@ def test_a_corpus_is_never_listed_into_a_run_with_labels(tmp_path: Path) -> None
     Path(run.uri, "manifest", "index.json").unlink()
     write_corpus(tmp_path / "corpus", 20)
     with pytest.raises(RunError, match="holds labels, but its list of images .* is gone"):
-        _list_new(run, iter([Entry("a", "/a")]), JobConfig(), LeftOut())
+        _list_new(run, iter([Entry("a", "/a")]), JobConfig(), LeftOut(), lambda left_out, team: iter(()), 1)
     assert run.done_shards() == {0, 1}
 
 
