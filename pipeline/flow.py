@@ -109,11 +109,16 @@ def over_shards(
 def _rows(flow: ray.data.Dataset) -> Iterator[Row]:
     """The rows of a flow, block by block.
 
-    Dataset.iter_rows passes every block through three threads that prefetch and batch; see docs/LOG.md.
+    Dataset.iter_rows passes every block through three threads that prefetch and batch; see docs/LOG.md. Unlike it,
+    this iterator stops the flow when it is deleted, also if it was left early.
     """
-    for bundle in flow.iter_internal_ref_bundles():
-        for block in ray.get(bundle.block_refs):
-            yield from block.to_pylist()
+    bundles = flow.iter_internal_ref_bundles()
+    try:
+        for bundle in bundles:
+            for block in ray.get(bundle.block_refs):
+                yield from block.to_pylist()
+    finally:
+        del bundles
 
 
 def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:
