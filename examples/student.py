@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader
 
 from cliper.jobs.cli import run as as_command
 from cliper.jobs.label import label
-from cliper.jobs.options import InputOptions, Resources
 from cliper.pipeline.dataset import MaskDataset
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.masks import unpack_mask
@@ -111,8 +110,7 @@ def predict(student: Student, image: np.ndarray) -> np.ndarray:
 
 def labeled(folder: Path) -> Run:
     """Label the images of a folder of scenes, as `cliper label` does."""
-    images, run = str(folder / "images"), str(folder / "run")
-    label(input=images, output=run, classes="tiny", config="tiny", resources=Resources(), reading=InputOptions())
+    label(input=str(folder / "images"), output=str(folder / "run"), classes="tiny", config="tiny")
     return read_run(str(folder / "run"), Storage())
 
 

@@ -41,7 +41,7 @@ def label(
             metavar="NAME",
         ),
     ] = "exact",
-    resources: Resources,
+    resources: Resources = Resources(),
     batch_size: Annotated[int | None, Opt(min=1, help="Images per GPU batch; part of the run's identity")] = None,
     storage_option: StorageOption = None,
     keep_heatmaps: Annotated[
@@ -55,7 +55,7 @@ def label(
             metavar="N|P%",
         ),
     ] = None,
-    reading: InputOptions,
+    reading: InputOptions = InputOptions(),
     extend: Annotated[
         bool,
         Opt("--extend", help="List INPUT again: add new images to the run, report what vanished or changed"),

@@ -100,25 +100,10 @@ def over_shards(
             for stage in [*([] if write is None else [write_shard]), *([] if then is None else [then])]:
                 flow = flow.map_batches(stage, **stages)
         try:
-            yield from _rows(flow)
+            yield from flow.iter_rows()
         finally:  # actors end with the last reference to them, which a cycle may hold (seen in Ray 2.50)
             del flow
             gc.collect()
-
-
-def _rows(flow: ray.data.Dataset) -> Iterator[Row]:
-    """The rows of a flow, block by block.
-
-    Dataset.iter_rows passes every block through three threads that prefetch and batch; see docs/LOG.md. Unlike it,
-    this iterator stops the flow when it is deleted, also if it was left early.
-    """
-    bundles = flow.iter_internal_ref_bundles()
-    try:
-        for bundle in bundles:
-            for block in ray.get(bundle.block_refs):
-                yield from block.to_pylist()
-    finally:
-        del bundles
 
 
 def _source(tasks: Sequence[Any], options: Mapping[str, Any]) -> ray.data.Dataset:

@@ -4,6 +4,7 @@ Labels 24 held-out procedural scenes and the example photographs with `cliper la
 local Ray, measures the scenes against their pixel labels, and draws build/demo/contact_sheet.png.
 """
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +30,9 @@ SCENES = 24
 CELL = 144
 
 
-def write_corpus(folder: Path) -> dict[str, Scene]:
+def write_corpus(folder: Path, count: int) -> dict[str, Scene]:
     """Write scenes as PNG files and copy the example photographs; returns the scenes by image id."""
-    scenes = {f"scenes/scene-{i:02d}.png": make_scene(SEEDS["test"], i) for i in range(SCENES)}
+    scenes = {f"scenes/scene-{i:02d}.png": make_scene(SEEDS["test"], i) for i in range(count)}
     (folder / "scenes").mkdir(parents=True)
     for name, scene in scenes.items():
         Image.fromarray(scene.image).save(folder / name)
@@ -80,11 +81,11 @@ def _cell(picture: Picture) -> Picture:
     return np.asarray(Image.fromarray(picture).resize((CELL, CELL), Image.Resampling.LANCZOS))
 
 
-def main() -> None:
-    """Run the demo from a clean folder."""
-    shutil.rmtree(BUILD, ignore_errors=True)
-    corpus, output = BUILD / "images", BUILD / "run"
-    scenes = write_corpus(corpus)
+def main(folder: Path = BUILD, count: int = SCENES) -> None:
+    """Run the demo with `count` scenes in a clean folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    corpus, output = folder / "images", folder / "run"
+    scenes = write_corpus(corpus, count)
     label(input=str(corpus), output=str(output), classes="tiny", config="tiny")
     refined = read_masks(output)
     ids = [*scenes, *sorted(refined.keys() - scenes.keys())]
@@ -93,9 +94,9 @@ def main() -> None:
     for name, masks in (("without FGC", plain), ("with FGC", refined)):
         counts = np.stack([image_counts(scene, masks[image_id]) for image_id, scene in scenes.items()])
         print(f"mIoU      {miou(counts):.1f} {name}, {len(scenes)} scenes against their pixel labels")
-    picture = BUILD / "contact_sheet.png"
+    picture = folder / "contact_sheet.png"
     draw(images, plain, refined, scenes).save(picture, optimize=True)
-    print(f"picture   {picture.relative_to(ROOT)}")
+    print(f"picture   {os.path.relpath(picture)}")
 
 
 if __name__ == "__main__":
