@@ -32,7 +32,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, al
 
 
 # These take minutes and go first, so that the workers of a parallel run end together.
-LONG = ("faults", "tutorial", "cli", "flow", "label_control", "docs", "ray_job", "failed", "evaluate", "export")
+LONG = (
+    *("cli", "evaluate", "flow", "sharing", "clusters", "ray_job", "faults", "tutorial", "docs", "failed"),
+    *("label_control", "session", "names", "stage_gains", "wheel", "demo"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
