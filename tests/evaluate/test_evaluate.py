@@ -199,7 +199,7 @@ def live(scenes, model, uri: Path, actors: int, shard_images: int):
     return evaluation
 
 
-@pytest.mark.parametrize(("actors", "shard_images"), [(1, 12), (2, 5), (4, 3)])
+@pytest.mark.parametrize(("actors", "shard_images"), [(1, 12), (3, 5)])
 @pytest.mark.usefixtures("ray_local")
 def test_identical_matrices_for_any_actors_and_shards_live_and_stored(
     actors, shard_images, scenes, model, expected, tmp_path

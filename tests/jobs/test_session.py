@@ -14,7 +14,7 @@ from cliper.jobs import session
 from cliper.jobs.session import explain_ray, ray_session
 from cliper.pipeline.errors import ResourceError
 from tests.conftest import PHOTOS
-from tests.support.command import CLIPER, label_command
+from tests.support.command import CLIPER
 
 
 @pytest.fixture
@@ -96,15 +96,3 @@ def test_errors_of_the_cluster_stay_off_the_terminal(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
     print_to_stdstream(line | {"lines": ["Another"]}, ignore_prefix=False)
     assert "Another" in capsys.readouterr().out
-
-
-def test_a_local_run_needs_no_home(tmp_path: Path, settings: dict[str, str]) -> None:
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_A")}
-    command = [CLIPER, *label_command(settings, PHOTOS, tmp_path / "run")]
-    done = subprocess.run(
-        command, env=plain | {"HOME": "/proc/no-home"}, capture_output=True, text=True, check=False, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert not [
-        line for line in done.stderr.splitlines() if "INFO" in line or "WARNING" in line or "raylet" in line
-    ]

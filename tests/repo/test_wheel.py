@@ -42,6 +42,8 @@ def test_it_labels_a_folder(installed: Path, tmp_path: Path) -> None:
     where = run(tmp_path, sys.executable, "-c", "import cliper; print(cliper.__file__)", PYTHONPATH=str(installed))
     assert Path(where.strip()).is_relative_to(installed)
     label = ("label", "--input", str(PHOTOS), "--output", "run", "--classes", "classes.txt")
-    run(tmp_path, sys.executable, "-m", "cliper.jobs.cli", *label, PYTHONPATH=str(installed))
+    # Without a home directory, as in a container of another user.
+    command = (sys.executable, "-m", "cliper.jobs.cli", *label)
+    run(tmp_path, *command, PYTHONPATH=str(installed), HOME="/proc/no-home")
     rows = [row for path in (tmp_path / "run" / "labels").iterdir() for row in pq.read_table(path).to_pylist()]
     assert [row["status"] for row in rows] == ["ok"] * 4
