@@ -1,6 +1,7 @@
 """Training on a run: every row once, for any number of workers and ranks; on disk, S3, tars and Parquet."""
 
 import io
+import logging
 import multiprocessing
 import re
 import tarfile
@@ -189,7 +190,12 @@ def test_transform_and_batches(run: Run) -> None:
     assert len(batch.image_id) == 6
 
 
-def test_a_missing_or_changed_image_raises_or_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_or_changed_image_raises_or_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("cliper.pipeline.dataset")
+    monkeypatch.setattr(log, "disabled", False)  # a library of another test may have configured logging
+    caplog.set_level(logging.WARNING, log.name)
     write_corpus(tmp_path / "images", 6)
     run, _ = make_run(str(tmp_path / "images"), str(tmp_path / "run"))
     (tmp_path / "images" / "part0" / "photo-00000.jpg").unlink()

@@ -188,7 +188,7 @@ def test_ctrl_c_after_20_of_40_images_keeps_all_but_the_batches_at_hand(
     phases, told, before_commit = [], [0], []
 
     def stop_at_20() -> None:
-        while told[0] < 20:
+        while told[0] < 20 or not list(output.glob("labels/*")):
             time.sleep(0.2)
             now = read_heartbeat(read_run(str(output), Storage())) if (output / "run.json").exists() else None
             if now is not None:
@@ -209,7 +209,7 @@ def test_ctrl_c_after_20_of_40_images_keeps_all_but_the_batches_at_hand(
     assert len(list(output.glob("manifest/*.parquet"))) == 1
     assert not (output / "progress.json").exists()
     kept = kept_rows(output)
-    assert kept >= told[0] - 2 * 8
+    assert kept >= told[0] - 2 * 2 * 8  # each actor has a batch at hand, and a shard on its way to the store
     assert kept < 40
     done = len(log.read_text().splitlines())
     run(corpus, output, **two)
