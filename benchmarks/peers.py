@@ -112,7 +112,7 @@ def daft_flow(folder: Path, output: Path) -> None:
         return masks(paths.to_pylist(), contents.to_pylist(), segmenter)
 
     frame = daft.from_glob_path(f"{folder}/*.jpg")
-    frame = frame.with_column("data", frame["path"].url.download())
+    frame = frame.with_column("data", frame["path"].download())
     frame = frame.with_column("mask", segment(frame["path"], frame["data"]))
     frame.select("path", "mask").write_parquet(str(output))
 
