@@ -42,6 +42,7 @@ from cliper.pipeline.label.segmenters import CLIPerSegmenter, chosen
 from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.sealed import sealed_table
 
 if TYPE_CHECKING:
     from cliper.model.segmentation import Segmentation
@@ -228,7 +229,8 @@ class SweepShard:
 
     def _write(self, shard: int, rows: list[dict[str, Any]]) -> None:
         table = pa.Table.from_pylist(rows, SWEEP_COUNTS)
-        self.counter.storage.write_table(join(self.counter.folder, counts_file(shard)), table)
+        sealed = sealed_table(table, compression="zstd")
+        self.counter.storage.write(join(self.counter.folder, counts_file(shard)), sealed)
 
 
 def sweep_shards(
