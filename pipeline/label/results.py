@@ -74,8 +74,8 @@ def _counts(labels: np.ndarray, present: list[int]) -> list[int]:
         same = equal[: block.size]
         for place, label in enumerate(present):
             if label == 0:
-                counts[place] += block.size - np.count_nonzero(block)
+                counts[place] += block.size - int(np.count_nonzero(block))
             else:
                 np.equal(block, label, out=same)
-                counts[place] += np.count_nonzero(same)
+                counts[place] += int(np.count_nonzero(same))
     return counts
