@@ -136,7 +136,9 @@ def _kill(pids: list[int]) -> int:
 
 def node_lost(setting: Setting) -> Outcome:
     """Lose a node of a cluster of three, and add one, again and again under one driver."""
+    from ray._private.worker import global_worker
     from ray.cluster_utils import Cluster
+    from ray.experimental.internal_kv import _initialize_internal_kv
 
     expected = brightness_of(setting.place.corpus(setting.images))
     known = {"PYTHONPATH": str(ROOT)}
@@ -155,6 +157,8 @@ def node_lost(setting: Setting) -> Outcome:
         driver.finish()
     finally:
         cluster.shutdown()
+        if global_worker.connected:  # to another Ray, whose store of keys the shutdown has taken from this process
+            _initialize_internal_kv(global_worker.gcs_client)
     return Outcome(count(setting.place.open("node-lost"), expected), {"nodes_lost": setting.times})
 
 
