@@ -148,9 +148,9 @@ def test_a_cluster_without_a_free_cpu_is_waited_for_aloud_and_for_a_bounded_time
     group = placement_group([{"CPU": 4}])
     assert group.wait(30)
     try:
-        with pytest.raises(ResourceError, match=r"no CPU of the cluster became free in 1 s; free: 0 CPUs"):
+        with pytest.raises(ResourceError, match=r"no CPU of the cluster is free; free: 0 CPUs"):
             wait_for_cpu(1.0, lines.append)
     finally:
         remove_placement_group(group)
-    assert lines[0].startswith("waiting for a free CPU of the cluster, 1 s more")
+    assert lines[0].startswith("waiting for resources, 1 s more: no CPU of the cluster is free; free: 0 CPUs")
     wait_for_cpu(30.0, lines.append)
