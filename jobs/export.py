@@ -11,7 +11,8 @@ from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
 from cliper.pipeline.run.folder import read_run
-from cliper.pipeline.storage.backend import Storage, is_local
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from cliper.pipeline.export.base import Exporter, Plan

@@ -26,8 +26,9 @@ from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.tables import ENTRIES, entries_of, tables_of
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.parallel import Crew, crew
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
+from cliper.pipeline.storage.uris import join
 
 SHARDS_PER_PART = 1000
 AHEAD = 16  # files of a manifest that are written at the same time, at most

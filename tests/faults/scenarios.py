@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 from tests.conftest import ROOT
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
 from tests.faults.processes import Driver, workers
