@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -52,6 +53,10 @@ class Part:
         """The shard after the last."""
         return self.first_shard + len(self.images)
 
+    def count(self, shard: int) -> int:
+        """Number of images in a shard of this file."""
+        return self.images[shard - self.first_shard]
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -77,12 +82,11 @@ class Manifest:
 
     def images_in(self, shards: Collection[int]) -> int:
         """Number of images in the given shards."""
-        counts = self.counts
-        return sum(counts[shard] for shard in shards)
+        return sum(self.part_of(shard).count(shard) for shard in shards)
 
     def part_of(self, shard: int) -> Part:
         """The file that lists a shard."""
-        return next(p for p in reversed(self.parts) if p.first_shard <= shard)
+        return self.parts[bisect_right(self.parts, shard, key=lambda part: part.first_shard) - 1]
 
     def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:
         """Return the entries of one shard, in order."""
