@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import math
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class Part:
 
     file: str
     first_shard: int
-    images: list[int]  # per shard
+    images: Sequence[int]  # per shard; an array, since the manifest goes to every task of the flow
     seal: str = ""  # digest of the file's footer; "" in manifests of before
 
     @property
@@ -56,6 +57,15 @@ class Part:
     def count(self, shard: int) -> int:
         """Number of images in a shard of this file."""
         return self.images[shard - self.first_shard]
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as a dict, for `from_json`."""
+        return asdict(self) | {"images": list(self.images)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Part":
+        """The part of `to_json`. Raises KeyError or TypeError for other content."""
+        return cls(**{**content, "images": array("i", content["images"])})
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,8 @@ def _drafts(shards: Iterable[tuple[pa.Table, list[int]]], before: Sequence[Part]
 
 
 def _draft(number: int, first: int, counts: list[int], tables: list[pa.Table]) -> _Draft:
-    return _Draft(Part(f"part-{number:05d}.parquet", first, counts), pa.concat_tables(tables).combine_chunks())
+    part = Part(f"part-{number:05d}.parquet", first, array("i", counts))
+    return _Draft(part, pa.concat_tables(tables).combine_chunks())
 
 
 def _write_draft(storage: Storage, run_uri: str, draft: _Draft) -> tuple[Part, np.ndarray]:
@@ -207,7 +218,7 @@ def _write_draft(storage: Storage, run_uri: str, draft: _Draft) -> tuple[Part, n
 
 def write_index(manifest: Manifest, storage: Storage, run_uri: str) -> None:
     """Put a manifest into force: its files count from now on, and no others."""
-    index = {"parts": [asdict(part) for part in manifest.parts], "left_out": manifest.left_out.to_json()}
+    index = {"parts": [part.to_json() for part in manifest.parts], "left_out": manifest.left_out.to_json()}
     content = json.dumps(index | {"digest": _digest(index)})
     storage.write(join(run_uri, "manifest", "index.json"), content.encode())
 
@@ -221,7 +232,7 @@ def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
         if stored is not None and stored != _digest(content):
             raise RunError(f"{file} is damaged: its content is not what was written; {_RESTORE}")
         return Manifest(
-            [Part(**part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {}))
+            [Part.from_json(part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {}))
         )
     except FileNotFoundError:
         return None
