@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 SETTLE_SECONDS = 20.0  # for Ray to place a group that should fit; longer means that other work took the CPUs
 GRACE_SECONDS = 60.0  # for a driver that has just ended, or was killed, to release its resources
+RELEASE_SECONDS = 5.0  # for Ray to release the CPUs of tasks that have ended
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 
@@ -48,12 +49,22 @@ def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
     return _until(lambda: plan_pool(wanted, cluster_nodes()), _first_actors(wanted), seconds, say)
 
 
-def wait_for_cpu(seconds: float, say: Say) -> None:
+def wait_for_cpu(seconds: float, say: Say) -> float:
     """Wait until a CPU of the cluster is free, and request one from the autoscaler; tasks would queue silently.
 
-    Raises ResourceError after `seconds`.
+    Returns the number of free CPUs. Raises ResourceError after `seconds`.
     """
-    _until(_free_cpu, [{"CPU": 1}], seconds, say)
+    return _until(_free_cpus, [{"CPU": 1}], seconds, say)
+
+
+def wait_for_release(free: float) -> None:
+    """Wait until as many CPUs are free as there were before tasks of this command: Ray holds theirs for a moment.
+
+    RELEASE_SECONDS at most, because other work may have taken them.
+    """
+    end = time.monotonic() + RELEASE_SECONDS
+    while _sum_of_free(cluster_nodes()) < free and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _until(ready: Callable[[], T], missing: list[dict[str, int]], seconds: float, say: Say) -> T:
@@ -89,14 +100,19 @@ def _first_actors(wanted: ResourceConfig) -> list[dict[str, int]]:
     return [{name: math.ceil(amount) for name, amount in bundle.items()}] * count + [{"CPU": 1}]
 
 
-def _free_cpu() -> None:
-    """Raise ResourceError unless a node of the cluster has a free CPU."""
+def _free_cpus() -> float:
+    """The free CPUs of the cluster. Raises ResourceError unless a node has a whole one."""
     nodes = cluster_nodes()
     if not any(node.free.get("CPU", 0.0) >= 1 for node in nodes):
         raise ResourceError(
             f"no CPU of the cluster is free; free: {describe_free(nodes)}; wait for its other jobs, or unset "
             "RAY_ADDRESS to use this machine"
         )
+    return _sum_of_free(nodes)
+
+
+def _sum_of_free(nodes: Sequence[Node]) -> float:
+    return sum(node.free.get("CPU", 0.0) for node in nodes)
 
 
 @contextmanager
