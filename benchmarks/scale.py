@@ -83,8 +83,8 @@ def label(table: pa.Table) -> pa.Table:
 def write(table: pa.Table) -> pa.Table:
     """Its summary, as write_shard returns it."""
     shard = table.column("shard").to_pylist()
-    failures = pa.array([[]], pa.list_(pa.string()))
-    return pa.table({"shard": shard, "images": [1], "failures": failures, "bytes": [1], "finished": [time.time()]})
+    counts = {"images": [1], "failures": pa.array([[]], pa.list_(pa.string())), "several": [0]}
+    return pa.table({"shard": shard, **counts, "bytes": [1], "finished": [time.time()]})
 
 
 def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
