@@ -42,7 +42,8 @@ T = TypeVar("T")
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 # Actors in a row that may end before they have started and are replaced; by default Ray Data ends the run. On a
-# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed".
+# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed". A
+# CliperError of a segmenter's load ends the run at once (actor.py); another exception may be of one node.
 INIT_DEATHS = 2
 
 # No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
