@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -116,6 +117,16 @@ class CLIPer:
         if _is_one(images):
             return self._predict([images], None if image_ids is None else [image_ids])[0]
         return self._predict(list(images), image_ids)
+
+    def stream(self, images: "Iterable[Source]") -> Iterator[Prediction]:
+        """Label any number of images, with one batch of them in memory; `images` can be a generator.
+
+        Yields the results in order, as a call with a list returns them. Raises InputError at the first image that
+        cannot be read.
+        """
+        waiting = iter(images)
+        while batch := list(islice(waiting, self.segmenter.full_batch)):
+            yield from self._predict(batch, None)
 
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """Label uint8 arrays [H, W, 3]: the interface of every segmenter; see cliper.model.CLIPer.segment."""
