@@ -1,5 +1,6 @@
 """CLIPer for Python users: names of classes and images in any form go in, labeled images come out."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -204,8 +205,17 @@ def _warn(job: JobConfig, classes: ClassList) -> None:
     if unknown:
         advice = note.replace("--config vit-l-14", 'CLIPer.load("vit-l-14", ...)')
         warnings.warn(
-            f"{advice} ('{unknown[0]}' is not one of the {len(load_classes(EMBEDDED_CLASSES))})", stacklevel=3
+            f"{advice} ('{unknown[0]}' is not one of the {len(load_classes(EMBEDDED_CLASSES))})",
+            stacklevel=_level_outside(),
         )
+
+
+def _level_outside() -> int:
+    """The stack level, seen from the caller, of the first frame outside this module: the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _device(device: Any) -> "str | torch.device":
