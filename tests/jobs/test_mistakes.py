@@ -47,7 +47,7 @@ MISTAKES = {
     "export RUN --to coc --output OUT": "unknown format 'coc'; did you mean coco or voc?",
     "export RUN --to coco --output FULL": "is not empty and not an export (it holds",
     "export RUN --to coco --output RUN": "is not empty and not an export (it holds",
-    "export RUN --to coco --output OUT --class gras": "the run has no class 'gras'; it has 19:",
+    "export RUN --to coco --output OUT --class gras": "the run has no class 'gras'; did you mean grass?",
     "export RUN --to coco --output OUT --rename a": "--rename takes OLD=NEW, not 'a'",
     "export RUN --to coco --output OUT --split-by folders": "--split-by 'folders' matches no image id",
     "export RUN --to coco --output OUT --things FULL/none": "none cannot be read",
@@ -82,13 +82,14 @@ def places(tmp_path: Path) -> dict[str, str]:
 def test_every_mistake_is_one_line_that_names_it(places: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     before = sorted(RUN.rglob("*"))
+    wrong = []
     for command, message in MISTAKES.items():
         done = cliper_here(*(_filled(part, places) for part in command.split(" ")))
         text = done.stderr.strip()
-        assert done.returncode == 2, (command, text)
-        assert message in text, (command, text)
-        assert "Traceback" not in text, command
-        assert not text.startswith("cliper:") or "\n" not in text, (command, text)
+        ours = text.startswith("cliper:")  # else typer's box, of several lines
+        if done.returncode != 2 or message not in text or "Traceback" in text or (ours and "\n" in text):
+            wrong.append((command, done.returncode, text))
+    assert not wrong
     assert not Path(places["OUT"]).exists()
     assert sorted(RUN.rglob("*")) == before
 
