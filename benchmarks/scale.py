@@ -18,10 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from cliper.jobs.session import ray_session
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -80,8 +83,8 @@ def label(table: pa.Table) -> pa.Table:
 def write(table: pa.Table) -> pa.Table:
     """Its summary, as write_shard returns it."""
     shard = table.column("shard").to_pylist()
-    failures = pa.array([[]], pa.list_(pa.string()))
-    return pa.table({"shard": shard, "images": [1], "failures": failures, "bytes": [1], "finished": [time.time()]})
+    counts = {"images": [1], "failures": pa.array([[]], pa.list_(pa.string())), "several": [0]}
+    return pa.table({"shard": shard, **counts, "bytes": [1], "finished": [time.time()]})
 
 
 def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
@@ -146,20 +149,19 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500, help="commits between two samples")
     parser.add_argument("--real", action="store_true", help="label photographs")
     args = parser.parse_args()
-    import ray
+    with ray_session(verbose=False), tempfile.TemporaryDirectory() as folder:  # Ray's environment is that of a run
+        import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="error")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            flow = (
-                photographs(Path(folder), args.shards, args.actors)
-                if args.real
-                else nothing(args.shards, args.actors)
-            )
+        ray.init(
+            "local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="error"
+        )
+        try:
+            make = partial(photographs, Path(folder)) if args.real else nothing
+            flow = make(args.shards, args.actors)
             print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
             del flow
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def report(
     from cliper.pipeline.report.against import write_against
     from cliper.pipeline.report.run_page import write_run_report
     from cliper.pipeline.run.folder import read_run
-    from cliper.pipeline.storage.backend import Storage, join
+    from cliper.pipeline.storage.backend import Storage
+    from cliper.pipeline.storage.uris import join
 
     start, storage = time.monotonic(), Storage(parse_options(storage_option or []))
     if output is not None and Path(output).is_dir():

@@ -31,8 +31,8 @@ from cliper.pipeline.report.agreements import add_summary
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import sealed_table
+from cliper.pipeline.storage.uris import join
 
 CONFUSIONS = 12  # listed in agreement.md
 LEAST = 5  # classes, and images, that agree least, in the report

@@ -32,9 +32,10 @@ from cliper.pipeline.run.corrections import Corrections, Version, read_correctio
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
 from cliper.pipeline.run.rows import RowFilter, read_tables
-from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.digests import checked, with_digest
 from cliper.pipeline.storage.sealed import DamagedFileError
+from cliper.pipeline.storage.uris import absolute, join
 
 MARKER = "cliper-export.json"
 LISTING = "cliper-images.jsonl"

@@ -21,7 +21,8 @@ from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.run.shards import shard_file, write_shard
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 from tests.conftest import S3Server
 from tests.export.test_formats import READERS, names_to_ids
 from tests.run.test_rows import Failing

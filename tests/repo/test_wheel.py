@@ -12,8 +12,10 @@ from tests.conftest import PHOTOS, ROOT
 
 
 def run(folder: Path, *command: str, **environment: str) -> str:
+    # Another test's Ray may have left its way of authentication in the environment.
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     done = subprocess.run(
-        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=500
+        command, cwd=folder, env=known | environment, capture_output=True, text=True, check=False, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
