@@ -1,12 +1,14 @@
 """`cliper report`: write a self-contained HTML page on a run."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
+from cliper.model.errors import ConfigError
 
 Opt = typer.Option
 
@@ -37,6 +39,8 @@ def report(
     from cliper.pipeline.storage.uris import join
 
     start, storage = time.monotonic(), Storage(parse_options(storage_option or []))
+    if output is not None and Path(output).is_dir():
+        raise ConfigError(f"--output {output} is a folder; name a file, e.g. {join(output, 'index.html')}")
     opened = read_run(run, storage)
     if against is not None:
         name = against.rstrip("/").rpartition("/")[2]

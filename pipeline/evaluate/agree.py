@@ -192,10 +192,10 @@ def write_agreement(agreement: Agreement, found: Agreed) -> str:
 
 def image_agreement(run: Run, folder: str) -> dict[str, float]:
     """The agreement of every image in images.parquet of an agreement folder. Raises EvaluationError."""
-    try:
-        table = read_counts_file(run.storage, join(folder, "images.parquet"), IMAGES)
-    except FileNotFoundError as error:
-        raise EvaluationError(f"{folder} has no images.parquet; 'cliper agree' writes it") from error
+    file = join(folder, "images.parquet")
+    if not run.storage.exists(file):
+        raise EvaluationError(f"{file} does not exist; name a folder that 'cliper agree' printed")
+    table = read_counts_file(run.storage, file, IMAGES)
     return dict(zip(table["image_id"].to_pylist(), table["agreement"].to_pylist(), strict=True))
 
 

@@ -38,6 +38,8 @@ def explain(error: Exception) -> str:
     hints = {
         "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",
         "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --storage-option anon=true",
+        "IsADirectoryError": "it is a folder, and a file is needed",
+        "NotADirectoryError": "a part of the path is a file, and a folder is needed",
         "EndpointConnectionError": "check the endpoint (AWS_ENDPOINT_URL, or --storage-option endpoint_url=...)",
     }
     hint = hints.get(type(error).__name__)

@@ -259,13 +259,14 @@ def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
     """Errors that jobs.cli prints as one line with exit code 2."""
     export(run, plan_of(run, "voc", val_share=0.1), str(tmp_path / "out"))
     refused = {
-        "--val-share, --test-share, --split-by and --split-list: cvat has no such thing": [
+        "the format cvat has no --val-share, --test-share, --split-by and --split-list": [
             "--to",
             "cvat",
             "--val-share",
             "0.1",
         ],
         "unknown format 'nope'; known: coco,": ["--to", "nope"],
+        "--split-by 'folders' matches no image id": ["--to", "coco", "--split-by", "folders"],
         "no class 'gras'": ["--to", "coco", "--class", "gras"],
         "--corrections is latest, none or a version number, not 'old'": ["--to", "coco", "--corrections", "old"],
         "filter.classes was [], is now": ["--to", "voc", "--output", str(tmp_path / "out"), "--class", "yes"],

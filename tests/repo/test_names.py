@@ -56,6 +56,25 @@ def test_importing_and_help_load_nothing_heavy(tmp_path: Path) -> None:
     assert all(f" {name} " in page for name in ("label", "evaluate", "review"))
 
 
+def test_weights_that_cannot_be_fetched_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+os.environ |= {{"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": {str(tmp_path)!r}}}
+from cliper import CliperError, load_config
+from cliper.pipeline.config import shipped
+from cliper.pipeline.label.segmenters import chosen
+for name in shipped("label"):
+    kind, config = chosen(load_config(name))
+    try:
+        kind.pin(config)
+    except CliperError as error:
+        assert "is not in the cache" in str(error) and "HF_HUB_OFFLINE is set" in str(error), error
+    else:
+        print(name)
+print({{"torch", "open_clip"}} & set(sys.modules))"""
+    assert python(code).split() == ["tiny", "set()"]
+
+
 def test_version_and_misspelt_commands(tmp_path: Path) -> None:
     script = str(Path(sys.executable).parent / "cliper")
     version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout

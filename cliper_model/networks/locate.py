@@ -1,0 +1,24 @@
+"""Find the weights of the networks and pin their revisions, without torch: missing files are reported early."""
+
+from typing import Any, TypeVar
+
+from cliper.model.loading.pretrained import Pretrained, resolve_pretrained
+from cliper.model.loading.weights import pin as pin_cliper
+from cliper.model.networks.configs import MasksConfig, Sam3ActiveConfig, Sam3Config, Tipsv2Config
+
+Located = TypeVar("Located", bound=Sam3Config | Tipsv2Config | MasksConfig)
+
+
+def locate(config: Sam3Config | Tipsv2Config | MasksConfig) -> Pretrained:
+    """The files of SAM 3 or TIPSv2 (`model`), or of SAM 2 (`weights`). Raises WeightsError."""
+    if isinstance(config, MasksConfig):
+        return resolve_pretrained(config.weights, config.revision, "model.weights")
+    return resolve_pretrained(config.model, config.revision, "model.model")
+
+
+def pin(config: Located) -> Located:
+    """The same settings with hub revisions replaced by their current commits. Raises WeightsError."""
+    updates: dict[str, Any] = {} if (commit := locate(config).commit) is None else {"revision": commit}
+    if isinstance(config, Sam3ActiveConfig):
+        updates["proposer"] = pin_cliper(config.proposer)
+    return config.model_copy(update=updates)
