@@ -18,7 +18,11 @@ def locate(config: Sam3Config | Tipsv2Config | MasksConfig) -> Pretrained:
 
 def pin(config: Located) -> Located:
     """The same settings with hub revisions replaced by their current commits. Raises WeightsError."""
-    updates: dict[str, Any] = {} if (commit := locate(config).commit) is None else {"revision": commit}
+    return config.model_copy(update=_commits(config))
+
+
+def _commits(config: Sam3Config | Tipsv2Config | MasksConfig) -> dict[str, Any]:
+    found: dict[str, Any] = {} if (commit := locate(config).commit) is None else {"revision": commit}
     if isinstance(config, Sam3ActiveConfig):
-        updates["proposer"] = pin_cliper(config.proposer)
-    return config.model_copy(update=updates)
+        found["proposer"] = pin_cliper(config.proposer)
+    return found
