@@ -1,6 +1,6 @@
 """Find the weights of the networks and pin their revisions, without torch: missing files are reported early."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from cliper.model.loading.pretrained import Pretrained, resolve_pretrained
 from cliper.model.loading.weights import pin as pin_cliper
@@ -18,7 +18,7 @@ def locate(config: Sam3Config | Tipsv2Config | MasksConfig) -> Pretrained:
 
 def pin(config: Located) -> Located:
     """The same settings with hub revisions replaced by their current commits. Raises WeightsError."""
-    return config.model_copy(update=_commits(config))
+    return cast(Located, config.model_copy(update=_commits(config)))  # mypy widens it to the union
 
 
 def _commits(config: Sam3Config | Tipsv2Config | MasksConfig) -> dict[str, Any]:
