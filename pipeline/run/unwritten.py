@@ -39,7 +39,8 @@ class Unwritten:
             return
         due = [shard for shard in self._waiting if shard[0] <= began]
         self._waiting = self._waiting[len(due) :]
-        with suppress(StorageError):  # the shard's own file will raise it again
+        # No folder: all are committed. An error of the store will be raised again by the shard's own file.
+        with suppress(FileNotFoundError, StorageError):
             at_work = {name for name, _ in self.storage.list_files(join(self.run_uri, "attempts"))}
             for _, attempts, labeled in due:
                 if attempts.uri.rpartition("/")[2] in at_work:
