@@ -6,7 +6,7 @@ from cliper.model.loading.pretrained import Pretrained, resolve_pretrained
 from cliper.model.loading.weights import pin as pin_cliper
 from cliper.model.networks.configs import MasksConfig, Sam3ActiveConfig, Sam3Config, Tipsv2Config
 
-Located = TypeVar("Located", bound=Sam3Config | Tipsv2Config | MasksConfig)
+Located = TypeVar("Located", Sam3Config, Tipsv2Config, MasksConfig)
 
 
 def locate(config: Sam3Config | Tipsv2Config | MasksConfig) -> Pretrained:
