@@ -17,7 +17,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import pyarrow as pa
 from cliper.jobs.session import ray_session
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
+Flow = Generator[dict[str, Any], None, None]
 
 
 def resident(pid: int) -> float:
@@ -87,7 +89,7 @@ def write(table: pa.Table) -> pa.Table:
     return pa.table({"shard": shard, **counts, "bytes": [1], "finished": [time.time()]})
 
 
-def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
+def nothing(shards: int, actors: int) -> Flow:
     """Shards whose stages do nothing."""
     from cliper.pipeline.flow import over_shards
     from cliper.pipeline.label.pool import Pool
@@ -98,7 +100,7 @@ def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
     )
 
 
-def photographs(work: Path, shards: int, actors: int) -> Iterator[dict[str, Any]]:
+def photographs(work: Path, shards: int, actors: int) -> Flow:
     """Shards of one photograph of 64 x 48 each, labeled into a run folder."""
     from benchmarks.flow import Quick, make_job, write_corpus
     from cliper.pipeline.config import JobConfig, ShardConfig
@@ -157,9 +159,8 @@ def main() -> None:
         )
         try:
             make = partial(photographs, Path(folder)) if args.real else nothing
-            flow = make(args.shards, args.actors)
-            print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
-            del flow
+            with closing(make(args.shards, args.actors)) as flow:
+                print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
         finally:
             ray.shutdown()
 

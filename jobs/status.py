@@ -30,14 +30,9 @@ def status(
 
 def describe(found: Status, now: datetime) -> str:
     """The status as readable lines; `now` is a timezone-aware time."""
-    share = f" ({found.images_done / found.images:.1%})" if found.images else ""
     lines = [
         ("run", f"{found.uri}, {found.fingerprint}, {found.state}"),
-        ("images", f"{found.images_done} of {found.images}{share}"),
-        ("shards", f"{found.shards_done} of {found.shards}"),
-        ("rate", "unknown yet" if found.rate is None else f"{found.rate:.1f} images/s over the last shards"),
-        ("left", _left(found, now)),
-        ("failed", _failed(found)),
+        *(_counts(found, now) if found.shards else [("images", _unlisted(found))]),
         ("driver", _driver(found)),
     ]
     if found.progress:
@@ -47,6 +42,25 @@ def describe(found: Status, now: datetime) -> str:
     if found.started:
         lines.append(("active", _started(found)))
     return "\n".join(f"{name:<10}{text}" for name, text in lines)
+
+
+def _counts(found: Status, now: datetime) -> list[tuple[str, str]]:
+    share = f" ({found.images_done / found.images:.1%})" if found.images else ""
+    return [
+        ("images", f"{found.images_done} of {found.images}{share}"),
+        ("shards", f"{found.shards_done} of {found.shards}"),
+        ("rate", "unknown yet" if found.rate is None else f"{found.rate:.1f} images/s over the last shards"),
+        ("left", _left(found, now)),
+        ("failed", _failed(found)),
+    ]
+
+
+def _unlisted(found: Status) -> str:
+    if found.unlisted:
+        return f"{found.unlisted} shards are labeled, but manifest/index.json is gone; restore it"
+    if found.state == "listing":
+        return "being listed by the driver; nothing is labeled until the list is complete"
+    return "none listed yet; run the same 'cliper label' command again, which lists and labels them"
 
 
 def _now(beat: Heartbeat) -> str:

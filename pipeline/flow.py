@@ -9,7 +9,7 @@ restarts) and applies backpressure. The stages are plain functions (label/stages
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -42,7 +42,8 @@ T = TypeVar("T")
 ONE_SHARD: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
 
 # Actors in a row that may end before they have started and are replaced; by default Ray Data ends the run. On a
-# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed".
+# busy machine, Ray has ended an actor that the pool still held: "all references to the actor were removed". A
+# CliperError of a segmenter's load ends the run at once (actor.py); another exception may be of one node.
 INIT_DEATHS = 2
 
 # No record per task in Ray's GCS: 12 kB a shard. The dashboard shows the stages' totals.
@@ -51,8 +52,10 @@ UNSEEN: dict[str, Any] = {"enable_task_events": False}
 
 def label_corpus(
     job: Job, tasks: Sequence[Task], pool: Pool, then: Stage | None = None, board: str | None = None
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Label shards and yield the summary of each commit (see write_shard), in any order.
+
+    Close it before Ray ends (contextlib.closing): closed later, it would wait forever.
 
     `then` is an additional stage that receives and returns the summary of a committed shard (evaluation counts the
     shard against the ground truth). The actors write their progress to `board` (label/watch.py).
@@ -76,7 +79,7 @@ def over_shards(
     pool: Pool,
     write: Stage | None = None,
     then: Stage | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Send tasks, one per shard, through load -> actor -> write -> then on Ray Data; yields the resulting rows.
 
     `actor` creates the stage held by each actor. The last of `actor` and `write` returns one row per shard. Tasks

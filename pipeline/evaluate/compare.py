@@ -14,6 +14,8 @@ from cliper.pipeline.evaluate.metrics import PROTOCOLS, Floats
 from cliper.pipeline.evaluate.results import Results, heading, image_miou, percent
 from cliper.pipeline.report.page import render_page
 from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.digests import checked
+from cliper.pipeline.storage.sealed import DamagedFileError
 from cliper.pipeline.storage.uris import join
 
 MOST_IMAGES = 10  # listed among those that gain, and among those that lose
@@ -37,18 +39,20 @@ def find_results(run_uri: str, storage: Storage) -> list[Evaluated]:
         names = []
     folders = sorted({name.split("/")[0] for name in names})
     return [
-        Evaluated(run_uri, join(root, folder), _json(storage, join(root, folder, protocol, "metrics.json")))
+        Evaluated(run_uri, join(root, folder), _content(storage, join(root, folder, protocol, "metrics.json")))
         for folder in folders
         for protocol in PROTOCOLS
         if f"{folder}/{protocol}/metrics.json" in names
     ]
 
 
-def _json(storage: Storage, uri: str) -> Any:
+def _content(storage: Storage, uri: str) -> dict[str, Any]:
+    """A JSON file of an evaluation; files of before have no digest. Raises EvaluationError for a damaged one."""
     try:
-        return storage.read_json(uri)
-    except ValueError as error:
-        raise EvaluationError(f"{uri} is damaged; remove it, and run 'cliper evaluate' again") from error
+        return checked(storage.read(uri), required=False)
+    except DamagedFileError as error:
+        again = "remove it, and run the same 'cliper evaluate' again: the counts are kept"
+        raise EvaluationError(f"{uri} is damaged ({error}); {again}") from error
 
 
 def matching(first_uri: str, second_uri: str, storage: Storage) -> tuple[Evaluated, Evaluated]:
@@ -90,7 +94,7 @@ class Comparison:
 
 def compare(first: Evaluated, second: Evaluated, storage: Storage) -> Comparison:
     """Compare two evaluations. Raises EvaluationError if their images differ."""
-    ignore = tuple(_json(storage, join(first.folder, "evaluation.json"))["ignore_labels"])
+    ignore = tuple(_content(storage, join(first.folder, "evaluation.json"))["ignore_labels"])
     a, b = (_counts(entry, storage) for entry in (first, second))
     if a.image_ids != b.image_ids:
         raise EvaluationError(f"{first.run_uri} and {second.run_uri} were evaluated on different images")

@@ -24,6 +24,7 @@ from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.shards import shards_in
 from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.digests import checked, with_digest
 from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
 from cliper.pipeline.storage.uris import join
 
@@ -118,12 +119,13 @@ def open_evaluation(run: Run, prepared: Prepared, count_failed: bool = False) ->
     folder = join(run.uri, "evaluation", f"{prepared.benchmark}-{prepared.truth_form}")
     file = join(folder, "evaluation.json")
     try:
-        different = differences(run.storage.read_json(file), identity)
+        different = differences(checked(run.storage.read(file), required=False), identity)
     except FileNotFoundError:
-        run.storage.write_json(file, identity, indent=1)
+        run.storage.write(file, with_digest(identity, indent=1))
         different = []
-    except ValueError as error:
-        raise EvaluationError(f"{file} is damaged; remove {folder}, and the same command counts again") from error
+    except DamagedFileError as error:
+        again = f"remove {folder}, and the same command counts again"
+        raise EvaluationError(f"{file} is damaged ({error}); {again}") from error
     if different:
         raise EvaluationError(
             f"{folder} holds counts of another evaluation: {'; '.join(different)}. "

@@ -1,7 +1,6 @@
 """Write an evaluation's results: metrics.json, per_class.csv, per_class.tex, report.md, a self-contained page."""
 
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from cliper.pipeline.report.images import colour, overlay, picture
 from cliper.pipeline.report.page import data_uri, render_page
 from cliper.pipeline.run.masks import decode_png, unpack_mask
 from cliper.pipeline.run.reader import open_shard
+from cliper.pipeline.storage.digests import with_digest
 from cliper.pipeline.storage.uris import join
 
 EXTREMES = 4  # best and worst images shown
@@ -36,7 +36,7 @@ EXTREMES = 4  # best and worst images shown
 def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> str:
     """Write all forms of the results to the evaluation folder; returns the URI of the HTML page.
 
-    metrics.json is written last: its presence marks a complete evaluation.
+    metrics.json is written last: its presence marks a complete evaluation. It holds a digest of its content.
     """
     folder = join(evaluation.folder, results["protocol"])
     storage = evaluation.run.storage
@@ -45,7 +45,7 @@ def write_report(evaluation: Evaluation, counts: Counts, results: Results) -> st
     storage.write(join(folder, "per_class.csv"), to_csv(results).encode())
     storage.write(join(folder, "per_class.tex"), to_latex(results).encode())
     storage.write(join(folder, "report.md"), to_markdown(results).encode())
-    storage.write(join(folder, "metrics.json"), json.dumps(results, ensure_ascii=False).encode())
+    storage.write(join(folder, "metrics.json"), with_digest(results))
     return join(folder, "index.html")
 
 

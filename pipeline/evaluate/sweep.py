@@ -42,6 +42,7 @@ from cliper.pipeline.label.segmenters import CLIPerSegmenter, chosen
 from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
 from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.sealed import sealed_table
 from cliper.pipeline.storage.uris import join
 
 if TYPE_CHECKING:
@@ -229,7 +230,8 @@ class SweepShard:
 
     def _write(self, shard: int, rows: list[dict[str, Any]]) -> None:
         table = pa.Table.from_pylist(rows, SWEEP_COUNTS)
-        self.counter.storage.write_table(join(self.counter.folder, counts_file(shard)), table)
+        sealed = sealed_table(table, compression="zstd")
+        self.counter.storage.write(join(self.counter.folder, counts_file(shard)), sealed)
 
 
 def sweep_shards(

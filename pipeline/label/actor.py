@@ -31,6 +31,7 @@ from cliper.pipeline.run.attempts import Attempts, HungWatch
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS, class_entries
+from cliper.pipeline.run.unwritten import Unwritten
 from cliper.pipeline.telemetry import device_name, timed, watch_device
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class SegmentShard:
             )
         self.config, self.classes, self.run, self.fingerprint = config, classes, run, run.fingerprint
         self.driver = driver
+        self.unwritten = Unwritten(run.storage, run.uri)
         self.used = False  # whether this process has worked on a shard
         self.window = Window(WINDOW_BATCHES * config.batch_size, config.resources.image_seconds)
         self.shown: set[str] = set()  # images whose heat maps are written
@@ -105,6 +107,7 @@ class SegmentShard:
         """
         if self.refusal is not None:
             raise self.refusal
+        self.unwritten.look()
         [shard] = table.column("shard").unique().to_pylist()
         patience = self.config.resources.image_seconds
         attempts = Attempts.begin(
@@ -123,8 +126,9 @@ class SegmentShard:
         work = Work(attempts, len(rows) - len(left))
         done = self._label_alone(left, work) if attempts.careful else self._label(left, work)
         watch_device(self.run.uri)
-        done = in_order(rows, kept, done)
-        return pa.Table.from_pylist(done, COLUMNS).add_column(0, "shard", table.column("shard"))
+        labeled = pa.Table.from_pylist(in_order(rows, kept, done), COLUMNS)
+        self.unwritten.add(attempts, labeled)
+        return labeled.add_column(0, "shard", table.column("shard"))
 
     def _label(self, rows: list[Row], work: "Work | None" = None) -> list[Row]:
         """While the model works on one window, the threads decode the next and encode the last.
@@ -143,6 +147,8 @@ class SegmentShard:
                 encoding = next_encoding
                 watch.progress()
                 self.window.took(len(window), time.perf_counter() - began)
+                self.unwritten.look()
+                watch.progress()  # a slow store is not a hanging image
                 if work is not None:
                     self._note(work, len(done) + len(encoding), done)
                     if work.attempts.worth_keeping(len(rows) - len(done) - len(encoding)):

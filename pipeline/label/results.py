@@ -29,7 +29,8 @@ def refuse_wrong(found: "Segmentation", size: tuple[int, int], classes: int) -> 
     scores = [_array(found.presence, "presence", classes), overall]
     for name in ("class_confidence", "class_confidence_p10"):
         scores.append(_array(getattr(found, name), name, classes + 1)[present])
-    if not np.isfinite(np.concatenate(scores)).all():
+    together = np.concatenate(scores)
+    if np.count_nonzero(np.isfinite(together)) < len(together):
         raise ImageError("wrong_result", "presence or confidence is not a finite number")
 
 
@@ -43,7 +44,7 @@ def _array(values: Any, name: str, length: int) -> np.ndarray:
 def _check_counts(labels: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Compare the labels with their counts, which also proves their range; returns the labels that occur."""
     present = np.flatnonzero(pixels)
-    if pixels.sum() == labels.size and _are_counted(labels, pixels, present):
+    if _are_counted(labels, pixels, present):
         return present
     if int(labels.min()) < 0 or int(labels.max()) >= len(pixels):
         raise ImageError(
@@ -53,21 +54,28 @@ def _check_counts(labels: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def _are_counted(labels: np.ndarray, pixels: np.ndarray, present: np.ndarray) -> bool:
+    """Whether `present` are the labels that occur, and each as often as `pixels` has it."""
     if len(present) > _FEW:
         return bool(labels.min() >= 0) and np.array_equal(
             np.bincount(labels.ravel(), minlength=len(pixels)), pixels
         )
-    return _counts(labels, present.tolist()) == pixels[present].tolist()
+    claimed = pixels[present].tolist()
+    if sum(claimed) != labels.size:
+        return False
+    return _counts(labels, present.tolist()) == claimed
 
 
 def _counts(labels: np.ndarray, present: list[int]) -> list[int]:
-    """How often each label of `present` occurs; blocks stay in the processor's cache."""
+    """How often each label of `present` occurs. Blocks stay in the processor's cache; 0 needs no comparison."""
     flat, counts = labels.ravel(), [0] * len(present)
     equal = np.empty(min(flat.size, _BLOCK), bool)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
         same = equal[: block.size]
         for place, label in enumerate(present):
-            np.equal(block, label, out=same)
-            counts[place] += int(np.count_nonzero(same))
+            if label == 0:
+                counts[place] += block.size - int(np.count_nonzero(block))
+            else:
+                np.equal(block, label, out=same)
+                counts[place] += int(np.count_nonzero(same))
     return counts

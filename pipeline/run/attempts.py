@@ -10,8 +10,9 @@ it.
 
 An image that never finishes is made to kill its process, with the same consequences (`HungWatch`).
 
-The file also keeps the rows of finished images of a shard that takes long, so that a stopped run loses seconds of
-work and not the shard. The next attempt takes them over. They are no commit: only the shard's own file is.
+The file also keeps the rows of finished images of a shard that takes long, or that waits to be written
+(unwritten.py), so that a stopped run loses seconds of work and not the shard. The next attempt takes them over.
+They are no commit: only the shard's own file is.
 """
 
 import base64
@@ -138,6 +139,11 @@ class Attempts:
             self._write()
         self._kept = time.monotonic()
         self._cost = self._kept - began
+
+    def keep_whole(self, rows: Sequence[Row]) -> None:
+        """Write all rows of the labeled shard, as `keep` does."""
+        self._taken = 0
+        self.keep(rows)
 
     def _write(self) -> None:
         self.noted = time.time()

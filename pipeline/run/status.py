@@ -58,6 +58,7 @@ class Status:
     started: tuple[Started, ...]
     progress: Heartbeat | None  # what the driver itself shows, at most a minute old; None if no driver works
     changed: int = 0  # shards with images to label again (run/changed.py)
+    unlisted: int = 0  # label files in a run whose list of images is gone
 
     def to_json(self) -> str:
         """The status as indented JSON."""
@@ -70,7 +71,8 @@ def read_status(run: Run, failures: bool = True) -> Status:
     holder = read_holder(run)
     working = holder is not None and holder.lives() is not False
     sizes = {} if manifest is None else dict(enumerate(manifest.counts))
-    times = {shard: time for shard, time in shard_times(run).items() if shard in sizes}
+    written = shard_times(run)
+    times = {shard: time for shard, time in written.items() if shard in sizes}
     images, done = sum(sizes.values()), sum(sizes[shard] for shard in times)
     rate = recent_rate(sizes, times, _epoch(holder.since) if holder is not None and working else 0.0)
     changed = len(changed_shards(run))
@@ -92,6 +94,7 @@ def read_status(run: Run, failures: bool = True) -> Status:
         started=started_shards(run),
         progress=read_heartbeat(run) if working else None,
         changed=changed,
+        unlisted=len(written) if manifest is None else 0,
     )
 
 

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from cliper.pipeline.errors import StorageError
@@ -217,19 +215,6 @@ class Storage:
     def write_json(self, uri: str, content: Any, indent: int | None = None) -> None:
         """Write a JSON file in UTF-8, as `write` does."""
         self.write(uri, json.dumps(content, indent=indent, ensure_ascii=False).encode())
-
-    def read_table(
-        self, uri: str, columns: Sequence[str] | None = None, schema: pa.Schema | None = None
-    ) -> pa.Table:
-        """Return a Parquet file, or some of its columns. Raises as `operate` does, and pyarrow's errors."""
-        with self.open(uri) as handle:
-            return pq.read_table(handle, columns=columns, schema=schema)
-
-    def write_table(self, uri: str, table: pa.Table) -> None:
-        """Write a Parquet file (zstd), as `write` does."""
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
-        self.write(uri, buffer.getvalue())
 
     @contextmanager
     def create(self, uri: str) -> Iterator[BinaryIO]:

@@ -28,6 +28,7 @@ from cliper.pipeline.evaluate.results import Setting, image_miou, summarise, to_
 from cliper.pipeline.evaluate.sweep import SweepShard, make_grid, open_sweep, sweep_results, sweep_table
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.digests import checked
 from tests.support import benchmark_trees as trees
 from tools.scenes import SEEDS, make_scene
 
@@ -76,7 +77,7 @@ def test_the_report_has_every_form_and_they_agree(tmp_path, prepared, truths):
     predictions["scene-004"] = np.where(truths["scene-004"] == 255, 0, truths["scene-004"]).astype(np.uint8)
     evaluation, counts, results, page = reported(tmp_path, "run", prepared, predictions)
     folder = Path(page).parent
-    assert json.loads((folder / "metrics.json").read_text()) == results
+    assert checked((folder / "metrics.json").read_bytes()) == results
     wanted = {
         "miou",
         "per_class",
@@ -174,6 +175,29 @@ def test_compare_pairs_the_runs(tmp_path, prepared, truths):
         assert text in html
     assert "Images that lose most" not in html
     assert [entry.results["setting"] for entry in find_results(str(tmp_path / "a"), STORAGE)] == ["a"]
+
+
+def test_damaged_results_are_named_and_those_without_a_digest_are_read(tmp_path, prepared, truths):
+    *_, results, page = reported(tmp_path, "a", prepared, noisy(truths, 0.5))
+    run, file = str(tmp_path / "a"), Path(page).parent / "metrics.json"
+    written = file.read_bytes()
+    for place in range(len(written)):
+        file.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+        try:
+            assert find_results(run, STORAGE)[0].results == results, place
+        except EvaluationError as error:
+            assert "metrics.json is damaged" in str(error) and "'cliper evaluate' again" in str(error)
+    file.write_text(json.dumps(results))  # as version 0.1 wrote it
+    assert find_results(run, STORAGE)[0].results == results
+
+
+def test_a_comparison_needs_whole_evaluation_files(tmp_path, prepared, truths):
+    reported(tmp_path, "a", prepared, truths)
+    first, second = matching(str(tmp_path / "a"), str(tmp_path / "a"), STORAGE)
+    [file] = tmp_path.rglob("evaluation.json")
+    file.write_text(file.read_text().replace("255", "254"))  # the label that is not counted
+    with pytest.raises(EvaluationError, match=r"evaluation\.json is damaged"):
+        compare(first, second, STORAGE)
 
 
 def test_runs_that_share_nothing_are_not_compared(tmp_path, prepared, truths):

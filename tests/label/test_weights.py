@@ -131,13 +131,6 @@ def test_the_command_refuses_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-class Unavailable(Brightness):
-    """A segmenter whose constructor fails."""
-
-    def __init__(self, config: JobConfig, classes: ClassList) -> None:
-        raise WeightsError("no weights on this node; copy them")
-
-
 def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
     def too_large(config: JobConfig, classes: ClassList) -> Brightness:
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
@@ -151,9 +144,17 @@ def test_a_model_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
-def test_an_error_of_the_constructor_arrives_as_itself(tmp_path: Path) -> None:
+def test_an_expected_error_of_the_constructor_ends_the_run_at_the_first_load(tmp_path: Path) -> None:
+    loads = tmp_path / "loads"
+
+    def unavailable(config: JobConfig, classes: ClassList) -> Brightness:
+        with loads.open("a") as log:
+            log.write("1")
+        raise WeightsError("no weights on this node; copy them")
+
     write_corpus(tmp_path / "corpus", 3)
     job = open_job(str(tmp_path / "corpus"), str(tmp_path / "run"), JobConfig(), CLASSES, Storage())
-    failing = replace(job, kind=kind(Unavailable))
+    failing = replace(job, kind=kind(unavailable))
     with pytest.raises(WeightsError, match="^no weights on this node; copy them$"):
         list(label_corpus(failing, [Task(0)], ONE_ACTOR))
+    assert loads.read_text() == "1"

@@ -1,6 +1,7 @@
 """What changes or trains on a run with damage is right or names the file: label, retry, evaluation, MaskDataset.
 
-The steps of the commands in this process, without Ray. CLIPER_FLIPS sets how many damaged runs are tried.
+The steps of the commands in this process, without Ray. CLIPER_FLIPS sets how many damaged runs are tried,
+CLIPER_SEED which ones.
 """
 
 import hashlib
@@ -16,9 +17,12 @@ import pytest
 
 from cliper.model.errors import CliperError
 from cliper.pipeline.dataset import MaskDataset
+from cliper.pipeline.evaluate.compare import compare, matching, to_markdown
 from cliper.pipeline.evaluate.evaluation import open_evaluation, require_labeled
+from cliper.pipeline.evaluate.page import write_report
 from cliper.pipeline.evaluate.prepare.write import prepare
 from cliper.pipeline.evaluate.prepared import open_prepared
+from cliper.pipeline.evaluate.results import Setting, summarise
 from cliper.pipeline.export.driver import export, make_plan
 from cliper.pipeline.label.stages import Task
 from cliper.pipeline.run.changed import changed_shards
@@ -27,7 +31,7 @@ from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.reader import torn_shards
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.storage.backend import Storage
-from tests.run.test_damage import damaged
+from tests.run.test_damage import SEED, damaged
 from tests.support import benchmark_trees as trees
 from tests.support.eventful import eventful_run, extended_job
 from tests.support.fakes import write_corpus
@@ -67,6 +71,13 @@ def evaluation(folder: Path) -> str:
     return _digest([counts.image_ids, counts.confusion.tolist(), counts.totals.tolist(), counts.failed])
 
 
+def comparison(folder: Path) -> str:
+    """`cliper evaluate --compare` of the run with itself."""
+    evaluation(folder)
+    found = compare(*matching(str(folder / "run"), str(folder / "run"), LOCAL), LOCAL)
+    return _digest([to_markdown(found), found.image_ids, [miou.tolist() for miou in found.image_miou]])
+
+
 def extend(folder: Path) -> str:
     """`cliper label --extend`: what an interruption left is taken over, and what changed is labeled again."""
     job = extended_job(folder)
@@ -103,7 +114,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with an evaluation of which one shard is not counted yet."""
+    """A run with an evaluation and its results, of which one shard is not counted any more."""
     folder = tmp_path_factory.mktemp("evaluated")
     (folder / "raw").mkdir()
     truths = trees.folder(folder / "raw", images=6)
@@ -111,6 +122,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     guesses = {name: np.where(truth == 255, 0, truth).astype(np.uint8) for name, truth in truths.items()}
     trees.stored_run(str(folder / "run"), prepared, guesses)
     evaluation(folder)
+    found = open_evaluation(read_run(str(folder / "run"), LOCAL), prepared)
+    counts = found.read()
+    write_report(found, counts, summarise(counts, found.identity, Setting("cliper", "cliper")))
     next((folder / "run").rglob("counts/shard-000001.parquet")).unlink()
     return folder
 
@@ -141,10 +155,11 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "retry": retry,
     "dataset": dataset,
     "evaluation": evaluation,
+    "comparison": comparison,
     "extend": extend,
     "continued export": continued_export,
 }
-RUNS = {"evaluation": "evaluated", "extend": "eventful", "continued export": "exported"}
+RUNS = {"evaluation": "evaluated", "comparison": "evaluated", "extend": "eventful", "continued export": "exported"}
 
 
 @pytest.mark.parametrize("name", STEPS)
@@ -164,7 +179,7 @@ def test_every_step_is_right_or_names_what_is_damaged(
         for path in ([top] if top.is_file() else top.rglob("*"))
         if path.is_file()
     )
-    chance, right, wrong = random.Random(name), _run_on_copy(step, original, tmp_path), []
+    chance, right, wrong = random.Random(f"{SEED} {name}"), _run_on_copy(step, original, tmp_path), []
     for _ in range(FLIPS // len(STEPS)):
         with damaged(original / chance.choice(files), chance) as what:
             try:

@@ -93,8 +93,20 @@ def test_a_run_that_is_not_listed_yet(corpus: Path, tmp_path: Path) -> None:
     run = begin_run(str(tmp_path / "run"), Storage(), identity_of(JobConfig(), CLASSES, str(corpus), {}))
     found = read_status(run)
     assert (found.state, found.images, found.rate, found.failures) == ("not listed", 0, None, {})
+    text = describe(found, datetime.now(UTC))
+    assert "images    none listed yet; run the same 'cliper label' command again" in text
+    assert "0 of 0" not in text
     with hold(run.uri, run.storage):
-        assert read_status(run).state == "listing"
+        found = read_status(run)
+    assert found.state == "listing"
+    assert "images    being listed by the driver" in describe(found, datetime.now(UTC))
+
+
+def test_a_run_whose_list_is_gone(corpus: Path, tmp_path: Path) -> None:
+    run = label_small(corpus, tmp_path / "run", shards=[0, 2])
+    Path(run.uri, "manifest/index.json").unlink()
+    text = describe(read_status(run), datetime.now(UTC))
+    assert "images    2 shards are labeled, but manifest/index.json is gone; restore it" in text
 
 
 def test_damaged_and_foreign_files_do_not_stop_it(corpus: Path, tmp_path: Path) -> None:
