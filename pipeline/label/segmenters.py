@@ -172,8 +172,8 @@ class Network:
 
     def pin(self, config: JobConfig) -> JobConfig:
         """The configuration with hub revisions as commits. Raises WeightsError."""
-        model: Any = config.model  # Sam3Config or Tipsv2Config, by the kind
-        return changed(config, model=locate.pin(model))
+        assert isinstance(config.model, Sam3Config | Tipsv2Config)  # by the kind
+        return changed(config, model=locate.pin(config.model))
 
     def describe(self, config: JobConfig) -> str:
         """The title, and the weights."""
