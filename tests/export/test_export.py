@@ -62,7 +62,7 @@ def test_interrupted_and_continued_equals_uninterrupted(name: str, run: Run, tmp
         export(run, plan, str(tmp_path / "out"), on_shard=stop)
     heard: list[int] = []
     done = export(run, plan, str(tmp_path / "out"), on_shard=lambda done, total: heard.append(done))
-    assert heard == [3, 4], "finished shards are not exported again"
+    assert heard in ([3, 4], [4], []), "finished shards, some of them ahead of the stop, are not exported again"
     assert (done.images, done.left_out) == (38, {"failed: RuntimeError": 2})
     export(run, plan, str(tmp_path / "whole"))
     whole, continued = content(tmp_path / "whole"), content(tmp_path / "out")

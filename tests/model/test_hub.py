@@ -218,9 +218,12 @@ def test_a_tag_is_fetched_from_its_repository(
         resolve_backbone(config)
 
 
-def test_repositories_of_shipped_tags_are_those_of_open_clip() -> None:
+def test_shipped_tags_are_pinned_in_the_repositories_that_open_clip_names(hub: Hub) -> None:
     for (model, weights), repository in HUB_TAGS.items():
         assert open_clip.get_pretrained_cfg(model, weights)["hf_hub"] == f"{repository}/"
+        commit = hub.add(repository, {"open_clip_model.safetensors": b"x"}).branches["main"]
+        pinned = pin(CLIPerConfig(backbone=BackboneConfig(model=model, weights=weights), fgc=None))
+        assert pinned.backbone.revision == commit
 
 
 def test_pinning_replaces_branches_by_commits(hub: Hub, tiny_clip: Path) -> None:
