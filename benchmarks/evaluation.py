@@ -18,17 +18,19 @@ import pyarrow.parquet as pq
 
 from cliper.pipeline.evaluate.counts import COUNTS, ShardCounter, counts_file, merge
 from cliper.pipeline.evaluate.evaluation import read_counts
+from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import decode_png, encode_png
 from cliper.pipeline.storage.backend import Storage
 from tools.scenes import CLASSES, SEEDS, make_scene
 
 COUNTED = 256
 SHARD = 256
+NO_RUN = Run("", Storage(), {})  # single images are counted, not those of a run
 
 
 def count_speed(folder: Path) -> float:
     """Images per second of comparing stored masks with ground truth on this core."""
-    counter = ShardCounter("", str(folder), "", Storage(), {}, len(CLASSES), (255,), False)
+    counter = ShardCounter(NO_RUN, str(folder), "", Storage(), {}, len(CLASSES), (255,), False)
     pairs = [_voc_size_pair(index) for index in range(64)]
     for index, (truth, _) in enumerate(pairs):
         (folder / f"{index}.png").write_bytes(encode_png(truth))
@@ -49,7 +51,7 @@ def _voc_size_pair(index: int) -> tuple[np.ndarray, np.ndarray]:
 def write_counts(folder: Path, images: int, classes: int) -> None:
     """Counts of random maps with about 8 classes an image, 640 x 480, as an evaluation leaves them."""
     generator = np.random.default_rng(0)
-    counter = ShardCounter("", "", "", Storage(), {}, classes, (0, 255), False)
+    counter = ShardCounter(NO_RUN, "", "", Storage(), {}, classes, (0, 255), False)
     rows = []
     for index in range(images):
         here = generator.choice(classes, 8) + 1

@@ -8,6 +8,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -63,12 +64,11 @@ def measure() -> dict[str, dict[str, float]]:
         },
     }
     for level in (1, 3, 6, 9):
-        encoded = {"ms": milliseconds(lambda level=level: png(labels, level)), "bytes": len(png(labels, level))}
+        encoded = {"ms": milliseconds(partial(png, labels, level)), "bytes": len(png(labels, level))}
         rows[f"encode PNG level {level}"] = encoded
     for name, codec in MASK_CODECS.items():
-        encode = codec.encode
-        ms = milliseconds(lambda encode=encode: encode(labels))
-        rows[f"encode codec {name}"] = {"ms": ms, "bytes": len(encode(labels))}
+        ms = milliseconds(partial(codec.encode, labels))
+        rows[f"encode codec {name}"] = {"ms": ms, "bytes": len(codec.encode(labels))}
     return rows
 
 

@@ -80,7 +80,7 @@ def listing_server(keys: int) -> Iterator[tuple[str, Any]]:
     try:
         yield f"http://127.0.0.1:{port.value}", counts
     finally:
-        process.terminate()
+        process.kill()
         process.join()
 
 

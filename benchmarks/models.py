@@ -20,7 +20,7 @@ from cliper.model.segmenter import CLIPer
 
 ARCHITECTURES = {"B/16": "ViT-B-16-quickgelu", "L/14": "ViT-L-14-quickgelu"}
 
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": 64,
     "in_channels": 4,
     "out_channels": 4,
@@ -30,7 +30,7 @@ UNET = {
     "cross_attention_dim": 1024,
     "use_linear_projection": True,
 }
-VAE = {
+VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,

@@ -69,7 +69,7 @@ class _Live(TorchDispatchMode):
     """The bytes of all tensors that exist at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.known: set[int] = set()
 
@@ -127,7 +127,8 @@ def diffusion(resolution: int, tiny_vae: bool = False) -> Cost:
     if not tiny_vae:
         vae.post_quant_conv = None
     modules = attention_modules(unet)
-    wanted, reads = wanted_layers(FGCConfig(), modules), {}
+    reads: dict[int, Any] = {}
+    wanted = wanted_layers(FGCConfig(), modules)
     for index in wanted:
         modules[index].module.set_processor(_Record(index, reads, frozenset(wanted)))
 

@@ -88,7 +88,7 @@ def loader(folder: Path, output: Path) -> None:
     output.mkdir()
     paths, segmenter = sorted(folder.iterdir()), Timed(None, CLASSES)  # type: ignore[arg-type]
     rows: list[dict[str, Any]] = []
-    batches = DataLoader(paths, BATCH, collate_fn=_decoded, num_workers=1)  # type: ignore[arg-type]
+    batches: Any = DataLoader(paths, BATCH, collate_fn=_decoded, num_workers=1)  # type: ignore[arg-type]
     for number, (names, images) in enumerate(batches, 1):
         found = segmenter.segment(images, names)
         rows += [{"path": name, "mask": _png(one.labels)} for name, one in zip(names, found, strict=True)]
@@ -107,7 +107,7 @@ def daft_flow(folder: Path, output: Path) -> None:
 
     segmenter = Timed(None, CLASSES)  # type: ignore[arg-type]
 
-    @daft.udf(return_dtype=daft.DataType.binary(), batch_size=BATCH, concurrency=1)
+    @daft.udf(return_dtype=daft.DataType.binary(), batch_size=BATCH, concurrency=1)  # type: ignore[untyped-decorator]
     def segment(paths: Any, contents: Any) -> list[bytes]:
         return masks(paths.to_pylist(), contents.to_pylist(), segmenter)
 

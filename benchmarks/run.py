@@ -40,7 +40,7 @@ def model_runs(quick: bool, cuda: bool) -> list[dict[str, Any]]:
             ("cuda", "float16", "fast", 8),
             ("cuda", "float32", "exact", 8),
         ]
-    runs = []
+    runs: list[dict[str, Any]] = []
     for name, fgc in cases:
         for device, dtype, preset, batch in settings:
             options = ["--name", name, "--device", device, "--dtype", dtype, "--preset", preset]

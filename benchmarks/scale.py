@@ -17,13 +17,18 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from cliper.jobs.session import ray_session
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
+Flow = Generator[dict[str, Any], None, None]
 
 
 def resident(pid: int) -> float:
@@ -80,11 +85,11 @@ def label(table: pa.Table) -> pa.Table:
 def write(table: pa.Table) -> pa.Table:
     """Its summary, as write_shard returns it."""
     shard = table.column("shard").to_pylist()
-    failures = pa.array([[]], pa.list_(pa.string()))
-    return pa.table({"shard": shard, "images": [1], "failures": failures, "bytes": [1], "finished": [time.time()]})
+    counts = {"images": [1], "failures": pa.array([[]], pa.list_(pa.string())), "several": [0]}
+    return pa.table({"shard": shard, **counts, "bytes": [1], "finished": [time.time()]})
 
 
-def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
+def nothing(shards: int, actors: int) -> Flow:
     """Shards whose stages do nothing."""
     from cliper.pipeline.flow import over_shards
     from cliper.pipeline.label.pool import Pool
@@ -95,7 +100,7 @@ def nothing(shards: int, actors: int) -> Iterator[dict[str, Any]]:
     )
 
 
-def photographs(work: Path, shards: int, actors: int) -> Iterator[dict[str, Any]]:
+def photographs(work: Path, shards: int, actors: int) -> Flow:
     """Shards of one photograph of 64 x 48 each, labeled into a run folder."""
     from benchmarks.flow import Quick, make_job, write_corpus
     from cliper.pipeline.config import JobConfig, ShardConfig
@@ -146,20 +151,18 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=500, help="commits between two samples")
     parser.add_argument("--real", action="store_true", help="label photographs")
     args = parser.parse_args()
-    import ray
+    with ray_session(verbose=False), tempfile.TemporaryDirectory() as folder:  # Ray's environment is that of a run
+        import ray
 
-    ray.init("local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="error")
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            flow = (
-                photographs(Path(folder), args.shards, args.actors)
-                if args.real
-                else nothing(args.shards, args.actors)
-            )
-            print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
-            del flow
-    finally:
-        ray.shutdown()
+        ray.init(
+            "local", num_cpus=4, include_dashboard=False, object_store_memory=200_000_000, logging_level="error"
+        )
+        try:
+            make = partial(photographs, Path(folder)) if args.real else nothing
+            with closing(make(args.shards, args.actors)) as flow:
+                print(json.dumps(measure(flow, args.shards, args.stop or args.shards, args.seconds, args.every)))
+        finally:
+            ray.shutdown()
 
 
 if __name__ == "__main__":

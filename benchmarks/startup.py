@@ -27,8 +27,8 @@ NAMES = (
     "dashboard/dashboard.py",
     "dashboard/agent.py",
     "runtime_env",
+    "log_monitor",
 )
-NAMES += ("log_monitor",)
 NOOP = """
 import sys
 import numpy as np

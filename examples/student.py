@@ -49,7 +49,8 @@ class Student(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Score every pixel for every class."""
-        x, skipped = F.pixel_unshuffle(images - 0.5, 2), []
+        x = F.pixel_unshuffle(images - 0.5, 2)
+        skipped: list[torch.Tensor] = []
         for block in self.down:
             x = block(x if not skipped else F.max_pool2d(x, 2))
             skipped.append(x)
@@ -79,7 +80,8 @@ def shrink(image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch
 def train(dataset: MaskDataset, classes: int, epochs: int, batch: int = 16) -> Student:
     """Fit a student to the masks; prints the mean loss of every epoch."""
     torch.manual_seed(0)
-    student = Student(classes).to(memory_format=torch.channels_last)
+    student = Student(classes)
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     loader = DataLoader(dataset, batch_size=batch, drop_last=dataset.rows >= batch)
     steps = max(1, epochs * (dataset.rows // batch))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3, weight_decay=1e-4)

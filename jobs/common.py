@@ -1,6 +1,7 @@
 """Shared parts of the commands: running a job on Ray, and its summary."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -81,11 +82,12 @@ def run_tasks(
         progress.enter("reserving actors")
         pool = session.pool(job.config.resources)
         progress.enter("loading the model")
-        for summary in label_corpus(job, tasks, pool, then, board):
-            require_visible(job.run.storage, job.run.uri, summary["shard"])
-            progress.add(counted(summary))
-            if limit is not None:
-                limit.check(progress)
+        with closing(label_corpus(job, tasks, pool, then, board)) as commits:
+            for summary in commits:
+                require_visible(job.run.storage, job.run.uri, summary["shard"])
+                progress.add(counted(summary))
+                if limit is not None:
+                    limit.check(progress)
 
 
 def print_summary(job: Job, progress: RunProgress) -> None:

@@ -33,7 +33,8 @@ from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Tasks
 from cliper.pipeline.parallel import Workers
 from cliper.pipeline.run.folder import Run, read_run
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 
 
 @dataclass(frozen=True)

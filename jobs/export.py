@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +12,15 @@ from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
 from cliper.pipeline.run.folder import read_run
-from cliper.pipeline.storage.backend import Storage, is_local
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import is_local
 
 if TYPE_CHECKING:
     from cliper.pipeline.export.base import Exporter, Plan
     from cliper.pipeline.export.driver import Summary
-    from cliper.pipeline.export.options import Segmentation
+    from cliper.pipeline.export.options import Options, Segmentation
     from cliper.pipeline.run.corrections import Version
+    from cliper.pipeline.run.rows import RowFilter
 
 INTERRUPTED = 130
 FORMATS = (
@@ -28,54 +31,89 @@ FORMATS = (
 Opt = typer.Option
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """Options on the rows to export."""
+
+    status: Annotated[list[str] | None, Opt(help="Rows of this status; repeat; default: ok", metavar="STATUS")] = (
+        None
+    )
+    class_: Annotated[
+        list[str] | None, Opt("--class", help="Images with this class; repeat for any of several", metavar="NAME")
+    ] = None
+    min_confidence: Annotated[float | None, Opt(min=0, max=1, help="Minimum mean confidence of an image")] = None
+    min_area: Annotated[float | None, Opt(min=0, max=1, help="Minimum share that one such class covers")] = None
+    where: Annotated[str | None, Opt(help='SQL condition over the rows, e.g. "margin < 0.2"', metavar="SQL")] = (
+        None
+    )
+
+    def rows(self) -> "RowFilter":
+        """The condition on rows. Raises ExportError for SQL that is no condition."""
+        from cliper.pipeline.run.rows import RowFilter
+
+        names = tuple(self.status or ["ok"]), tuple(self.class_ or ())
+        return RowFilter(*names, self.min_confidence, self.min_area, self.where)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Options on the splits."""
+
+    val_share: Annotated[
+        float | None,
+        Opt(min=0, max=1, help="Share of the val split; default: 0.1 for voc, yolo, cityscapes, ade"),
+    ] = None
+    test_share: Annotated[float, Opt(min=0, max=1, help="Share of the test split")] = 0.0
+    split_by: Annotated[
+        str,
+        Opt(help="Keep groups in one split: image, folder, or a regular expression over ids", metavar="GROUP"),
+    ] = "image"
+    split_list: Annotated[
+        Path | None, Opt(help="Lines 'image_id,split' of images with a given split", metavar="FILE")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Options on regions, polygons and doubtful classes."""
+
+    segmentation: Annotated[str, Opt(help="coco: rle, rle-uncompressed or polygon", metavar="FORM")] = "rle"
+    instances: Annotated[bool, Opt("--instances", help="An annotation per connected region of a class")] = False
+    things: Annotated[
+        Path | None, Opt(help="Instances of these classes only, one per line; others are stuff", metavar="FILE")
+    ] = None
+    min_region: Annotated[int, Opt(min=0, help="Smaller regions become background", metavar="PIXELS")] = 0
+    fill_holes: Annotated[int, Opt(min=0, help="Smaller holes take the class around them", metavar="PIXELS")] = 0
+    simplify: Annotated[
+        float, Opt(min=0, help="coco polygons, yolo-seg, labelme: tolerance; prints the IoU", metavar="PIXELS")
+    ] = 0.0
+    ignore_below: Annotated[
+        float | None, Opt(min=0, max=1, help="Classes of lower confidence in an image become the ignore value")
+    ] = None
+
+
+@dataclass(frozen=True)
+class ClassChanges:
+    """Options on the classes of the export."""
+
+    rename: Annotated[
+        list[str] | None, Opt(help="Rename a class; repeat; the same new name merges", metavar="OLD=NEW")
+    ] = None
+    drop: Annotated[list[str] | None, Opt(help="Turn a class into background; repeat", metavar="NAME")] = None
+    background: Annotated[
+        str | None, Opt(help="Export background pixels as a class of this name", metavar="NAME")
+    ] = None
+
+
 def export(
     run: Annotated[str, typer.Argument(help="Run folder: local path or s3:// prefix", metavar="RUN")],
     to: Annotated[str, Opt(help=FORMATS, metavar="FORMAT")],
     output: Annotated[str, Opt(help="New folder: local path or s3:// prefix", metavar="URI")],
     images: Annotated[bool, Opt("--images", help="Copy the source images too; trainers need them")] = False,
-    status: Annotated[
-        list[str] | None, Opt(help="Rows of this status; repeat; default: ok", metavar="STATUS")
-    ] = None,
-    class_: Annotated[
-        list[str] | None, Opt("--class", help="Images with this class; repeat for any of several", metavar="NAME")
-    ] = None,
-    min_confidence: Annotated[float | None, Opt(min=0, max=1, help="Minimum mean confidence of an image")] = None,
-    min_area: Annotated[float | None, Opt(min=0, max=1, help="Minimum share that one such class covers")] = None,
-    where: Annotated[
-        str | None, Opt(help='SQL condition over the rows, e.g. "margin < 0.2"', metavar="SQL")
-    ] = None,
-    val_share: Annotated[
-        float | None,
-        Opt(min=0, max=1, help="Share of the val split; default: 0.1 for voc, yolo, cityscapes, ade"),
-    ] = None,
-    test_share: Annotated[float, Opt(min=0, max=1, help="Share of the test split")] = 0.0,
-    split_by: Annotated[
-        str,
-        Opt(help="Keep groups in one split: image, folder, or a regular expression over ids", metavar="GROUP"),
-    ] = "image",
-    split_list: Annotated[
-        Path | None, Opt(help="Lines 'image_id,split' of images with a given split", metavar="FILE")
-    ] = None,
-    segmentation: Annotated[str, Opt(help="coco: rle, rle-uncompressed or polygon", metavar="FORM")] = "rle",
-    instances: Annotated[bool, Opt("--instances", help="An annotation per connected region of a class")] = False,
-    things: Annotated[
-        Path | None, Opt(help="Instances of these classes only, one per line; others are stuff", metavar="FILE")
-    ] = None,
-    min_region: Annotated[int, Opt(min=0, help="Smaller regions become background", metavar="PIXELS")] = 0,
-    fill_holes: Annotated[int, Opt(min=0, help="Smaller holes take the class around them", metavar="PIXELS")] = 0,
-    simplify: Annotated[
-        float, Opt(min=0, help="coco polygons, yolo-seg, labelme: tolerance; prints the IoU", metavar="PIXELS")
-    ] = 0.0,
-    ignore_below: Annotated[
-        float | None, Opt(min=0, max=1, help="Classes of lower confidence in an image become the ignore value")
-    ] = None,
-    rename: Annotated[
-        list[str] | None, Opt(help="Rename a class; repeat; the same new name merges", metavar="OLD=NEW")
-    ] = None,
-    drop: Annotated[list[str] | None, Opt(help="Turn a class into background; repeat", metavar="NAME")] = None,
-    background: Annotated[
-        str | None, Opt(help="Export background pixels as a class of this name", metavar="NAME")
-    ] = None,
+    chosen: Chosen = Chosen(),
+    splits: Splits = Splits(),
+    regions: Regions = Regions(),
+    changes: ClassChanges = ClassChanges(),
     corrections: Annotated[
         str, Opt(help="Corrected masks: latest, none, or a version number", metavar="VERSION")
     ] = "latest",
@@ -93,29 +131,11 @@ def export(
     """
     from cliper.pipeline.export.driver import export as write_export
     from cliper.pipeline.export.driver import find_exporter, make_plan
-    from cliper.pipeline.export.options import Options
-    from cliper.pipeline.run.rows import RowFilter
 
     exporter = find_exporter(to)
-    options = Options(
-        val_share=val_share,
-        test_share=test_share,
-        split_by=split_by,
-        listed=read_splits(split_list),
-        segmentation=parse_segmentation(segmentation),
-        instances=instances or things is not None,
-        things=read_names(things),
-        min_region=min_region,
-        fill_holes=fill_holes,
-        simplify=simplify,
-        ignore_below=ignore_below,
-        rename=dict(parse_rename(text) for text in rename or ()),
-        drop=tuple(drop or ()),
-        background=background,
-    )
+    options = options_of(splits, regions, changes)
     opened = read_run(run, Storage(parse_options(storage_option or [])))
-    keep = RowFilter(tuple(status or ["ok"]), tuple(class_ or ()), min_confidence, min_area, where)
-    plan = make_plan(opened, to, keep, images, options)
+    plan = make_plan(opened, to, chosen.rows(), images, options)
     version = parse_version(corrections)
     address = open_push(push, private, to, output)
     try:
@@ -132,6 +152,28 @@ def export(
 
         upload(done.uri, push, f"cliper run {plan.fingerprint}")
         print(f"pushed    {address}")
+
+
+def options_of(splits: Splits, regions: Regions, changes: ClassChanges) -> "Options":
+    """The options that change what an exporter writes. Raises ConfigError."""
+    from cliper.pipeline.export.options import Options
+
+    return Options(
+        val_share=splits.val_share,
+        test_share=splits.test_share,
+        split_by=splits.split_by,
+        listed=read_splits(splits.split_list),
+        segmentation=parse_segmentation(regions.segmentation),
+        instances=regions.instances or regions.things is not None,
+        things=read_names(regions.things),
+        min_region=regions.min_region,
+        fill_holes=regions.fill_holes,
+        simplify=regions.simplify,
+        ignore_below=regions.ignore_below,
+        rename=dict(parse_rename(text) for text in changes.rename or ()),
+        drop=tuple(changes.drop or ()),
+        background=changes.background,
+    )
 
 
 def open_push(push: str | None, private: bool, to: str, output: str) -> str:

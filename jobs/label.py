@@ -16,6 +16,7 @@ from cliper.jobs.workers import listers
 from cliper.model.errors import ConfigError
 from cliper.pipeline.config import classes_for, describe_classes, load_config
 from cliper.pipeline.label.job import notice_of_new, open_job
+from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.run.extend import RELABEL
 from cliper.pipeline.run.folder import free_folder
 from cliper.pipeline.storage.backend import Storage
@@ -83,7 +84,7 @@ def label(
     """
     kinds = relabel_kinds(relabel or [], extend)
     settings = with_overrides(with_preset(load_config(config), preset), resources, batch_size, keep_heatmaps)
-    settings = with_input(settings, reading)
+    _, settings = chosen(with_input(settings, reading))
     class_list = classes_for(classes, settings)
     limit = FailureLimit() if max_failures is None else FailureLimit.parse(max_failures)
     storage = Storage(parse_options(storage_option or []))

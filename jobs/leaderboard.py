@@ -14,7 +14,8 @@ from cliper.pipeline.evaluate.metrics import Protocol
 from cliper.pipeline.evaluate.registry import DATASETS
 from cliper.pipeline.label.segmenters import SEGMENTERS, chosen
 from cliper.pipeline.run.folder import read_run
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 
 OFFICIAL = "l14"  # the shipped benchmark configs that stand for `cliper`: BENCHMARK-l14
 

@@ -39,9 +39,8 @@ def plan(
     independent, so throughput scales with their number as long as the storage keeps up (the line `reading`
     shows the rate of one reader).
     """
-    settings = with_input(with_preset(load_config(config), preset), reading)
+    kind, settings = chosen(with_input(with_preset(load_config(config), preset), reading))
     class_list = classes_for(classes, settings)
-    kind, settings = chosen(settings)
     settings = kind.pin(settings)
     kind.identity(settings)  # raises for missing or unusable weights before the input is listed
     storage = Storage(parse_options(storage_option or []))

@@ -1,12 +1,14 @@
 """`cliper report`: write a self-contained HTML page on a run."""
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
+from cliper.model.errors import ConfigError
 
 Opt = typer.Option
 
@@ -33,9 +35,12 @@ def report(
     from cliper.pipeline.report.against import write_against
     from cliper.pipeline.report.run_page import write_run_report
     from cliper.pipeline.run.folder import read_run
-    from cliper.pipeline.storage.backend import Storage, join
+    from cliper.pipeline.storage.backend import Storage
+    from cliper.pipeline.storage.uris import join
 
     start, storage = time.monotonic(), Storage(parse_options(storage_option or []))
+    if output is not None and Path(output).is_dir():
+        raise ConfigError(f"--output {output} is a folder; name a file, e.g. {join(output, 'index.html')}")
     opened = read_run(run, storage)
     if against is not None:
         name = against.rstrip("/").rpartition("/")[2]

@@ -12,7 +12,8 @@ from cliper.pipeline.errors import ReviewError
 from cliper.pipeline.run.corrections import versions
 from cliper.pipeline.run.folder import Run, class_names, read_run
 from cliper.pipeline.run.rows import RowFilter
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 
 review = typer.Typer(
     name="review",
@@ -58,6 +59,8 @@ def pick(
     opened = read_run(run, storage)
     if storage.exists(join(output, "tasks.json")):
         raise ReviewError(f"{join(output, 'tasks.json')} exists already; choose another output")
+    if storage.exists(join(output, "run.json")):
+        raise ReviewError(f"{output} is a run folder; choose a folder of its own for the tasks (--output)")
     keep = RowFilter(classes=tuple(class_name or ()), where=where)
     other = None if against is None else read_run(against, storage)
     known = None if agreement is None else image_agreement(opened, agreement)

@@ -13,6 +13,7 @@ from cliper.model.errors import ConfigError
 from cliper.pipeline.config import CONFIGS, backbone_of, classes_for, embedded_note, load_config
 from cliper.pipeline.corpus.decode import SUFFIXES
 from cliper.pipeline.extras import require
+from cliper.pipeline.label.segmenters import chosen
 
 Opt = typer.Option
 
@@ -40,14 +41,16 @@ def serve(
     machine. Requests of other sites' pages, and host names other than this machine's and --name, are refused.
     """
     settings, pictures = load_config(config), find_examples(examples)
+    kind, checked = chosen(settings)
     names = classes_for(classes, settings)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     require("serve", "cliper serve", "gradio", "matplotlib")
+    check_address(host, port)
+    print(f"loading   {backbone_of(settings)}", flush=True)
+    kind.pin(checked)  # raises for missing weights before torch and gradio are imported, which takes seconds
     from cliper.jobs.serve_page import THEME, build_page, css, guarded
     from cliper.pipeline.report.preview import Previewer
 
-    check_address(host, port)
-    print(f"loading   {backbone_of(settings)}", flush=True)
     page = build_page(Previewer(settings), names, pictures)
     page.launch(
         server_name=host,

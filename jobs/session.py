@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cliper.pipeline.label.pool import Node, Pool
 
 CONNECT_SECONDS = 60.0  # to wait for an address to answer
+CPU_SECONDS = 600.0  # for other jobs to leave a CPU free
 SAY_EVERY = 10.0  # seconds between two messages while waiting
 
 _ENVIRONMENT = {
@@ -38,6 +39,8 @@ _ENVIRONMENT = {
 _LOCAL_ENVIRONMENT = {
     # Ray ends a worker that is idle for a second, and another one imports everything again for the next shard.
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # No record of tasks, which nothing shows on a local Ray: those of Ray Data's helpers grow the GCS by 10 kB/s.
+    "RAY_task_events_report_interval_ms": "0",
 }
 
 INTERRUPTED, TERMINATED = 130, 143  # a shell's exit codes after Ctrl-C and SIGTERM
@@ -71,6 +74,7 @@ class RaySession:
         """`verbose` shows Ray's own messages; `wait` is the time in seconds to wait for free resources."""
         self.verbose, self.wait, self._held = verbose, wait, held
         self._connected = self._keeps_memory = False
+        self._free: float | None = None  # CPUs, before tasks of this command
 
     def connect(self) -> None:
         """Connect, once. Raises ResourceError with Ray's own reason if that fails."""
@@ -85,6 +89,16 @@ class RaySession:
         self.connect()
         return cluster_nodes()
 
+    def use_tasks(self) -> None:
+        """Connect, and wait for a CPU that tasks of this command can use; `pool` waits until they release theirs.
+
+        Raises ResourceError.
+        """
+        from cliper.pipeline.label.cluster import wait_for_cpu
+
+        self.connect()
+        self._free = wait_for_cpu(CPU_SECONDS, say)
+
     def wants_gpu(self, wanted: ResourceConfig) -> bool:
         """Whether a run's actors go on GPUs. Connects only if the settings leave that to a cluster."""
         from cliper.pipeline.label.pool import wants_gpu
@@ -95,10 +109,12 @@ class RaySession:
 
     def pool(self, wanted: ResourceConfig) -> "Pool":
         """Plan the pool, wait for it if asked to, and print it. Raises ResourceError."""
-        from cliper.pipeline.label.cluster import wait_for_pool
+        from cliper.pipeline.label.cluster import wait_for_pool, wait_for_release
         from cliper.pipeline.label.pool import describe_pool
 
         self.connect()
+        if self._free is not None:
+            wait_for_release(self._free)
         pool = replace(wait_for_pool(wanted, self.wait, say), keeps_memory=self._keeps_memory)
         nodes = self.nodes()
         say(f"starting {describe_pool(pool, nodes)}")
@@ -200,7 +216,7 @@ _REMEDIES = (
     (
         "failed to connect to",
         "check the host and the port: a head's default is 6379, and 8265 is for jobs; a cluster with token "
-        "authentication needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        "authentication needs RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or ~/.ray/auth_token",
     ),
     ("timed out", "the machine may be overloaded; run the command again, or with --verbose to see Ray's messages"),
     ("failed to start", "run with --verbose to see Ray's messages; its logs are in /tmp/ray/session_latest/logs"),

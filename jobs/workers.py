@@ -7,11 +7,9 @@ from typing import Annotated
 
 import typer
 
-from cliper.jobs.session import RaySession, ray_session, say
+from cliper.jobs.session import RaySession, ray_session
 from cliper.model.errors import ConfigError
 from cliper.pipeline.parallel import Workers, cpus
-
-CPU_SECONDS = 600.0  # for other jobs to leave a CPU free
 
 WorkersOption = Annotated[
     str | None,
@@ -49,10 +47,7 @@ def connected(text: str | None, session: RaySession) -> Workers:
     """The workers of a command that has a session already."""
     workers = parse_workers(text)
     if workers == "ray":
-        from cliper.pipeline.label.cluster import wait_for_cpu
-
-        session.connect()
-        wait_for_cpu(CPU_SECONDS, say)
+        session.use_tasks()
     return workers
 
 

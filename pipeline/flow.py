@@ -9,7 +9,7 @@ restarts) and applies backpressure. The stages are plain functions (label/stages
 
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -52,8 +52,10 @@ UNSEEN: dict[str, Any] = {"enable_task_events": False}
 
 def label_corpus(
     job: Job, tasks: Sequence[Task], pool: Pool, then: Stage | None = None, board: str | None = None
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Label shards and yield the summary of each commit (see write_shard), in any order.
+
+    Close it before Ray ends (contextlib.closing): closed later, it would wait forever.
 
     `then` is an additional stage that receives and returns the summary of a committed shard (evaluation counts the
     shard against the ground truth). The actors write their progress to `board` (label/watch.py).
@@ -77,7 +79,7 @@ def over_shards(
     pool: Pool,
     write: Stage | None = None,
     then: Stage | None = None,
-) -> Iterator[Row]:
+) -> Generator[Row, None, None]:
     """Send tasks, one per shard, through load -> actor -> write -> then on Ray Data; yields the resulting rows.
 
     `actor` creates the stage held by each actor. The last of `actor` and `write` returns one row per shard. Tasks

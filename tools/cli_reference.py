@@ -21,9 +21,11 @@ HEAD = "<!-- Written by `python -m tools.cli_reference`; do not edit. -->\n\n"
 def reference() -> str:
     """Every command with its arguments and options, as Markdown."""
     command = get_command(app)
-    text = get_docs_for_click(obj=command, ctx=click.Context(command), name="cliper")
+    context: Any = click.Context(command)  # type: ignore[arg-type]  # typer has a click of its own inside
+    text = get_docs_for_click(obj=command, ctx=context, name="cliper")
     for name, summary in summaries({name: load(name) for name in COMMANDS}).items():  # typer truncates them
-        text = re.sub(rf"^\* `{name}`: .*\.\.\.$", lambda _, s=summary, n=name: f"* `{n}`: {s}", text, flags=re.M)
+        line = f"* `{name}`: {summary}".replace("\\", r"\\")
+        text = re.sub(rf"^\* `{name}`: .*\.\.\.$", line, text, flags=re.M)
     return HEAD + text.strip() + "\n"
 
 

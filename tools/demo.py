@@ -51,7 +51,7 @@ def read_masks(run_folder: Path) -> dict[str, np.ndarray]:
 
 def without_fgc(classes: ClassList, images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Masks of the same model without fine-grained compensation, called as a library."""
-    config = load_config("tiny").model.model_copy(update={"fgc": None})
+    config = load_config("tiny").cliper.model_copy(update={"fgc": None})
     found = CLIPer.load(config, classes).segment(list(images.values()), list(images))
     return {image_id: result.labels for image_id, result in zip(images, found, strict=True)}
 

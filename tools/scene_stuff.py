@@ -4,12 +4,13 @@ Each painter maps (generator, side in pixels) to RGB float32 [side, side, 3] in 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Array = npt.NDArray[np.float32]
+Array = npt.NDArray[np.floating[Any]]
 Painter = Callable[[np.random.Generator, int], Array]
 
 

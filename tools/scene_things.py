@@ -75,7 +75,9 @@ def sunflower(rng: np.random.Generator, x: Array, y: Array, px: float) -> Painte
     radius, angle = np.hypot(x, y), np.arctan2(y, x) + rng.uniform(0, 6.28)
     petals = int(rng.integers(9, 14))
     edge = 0.62 + 0.33 * np.abs(np.cos(petals * angle / 2))
-    image = plain(x, tint(rng, (0.98, 0.80, 0.10))) * (0.55 + 0.5 * np.abs(np.cos(petals * angle / 2)))[..., None]
+    image: Array = (
+        plain(x, tint(rng, (0.98, 0.80, 0.10))) * (0.55 + 0.5 * np.abs(np.cos(petals * angle / 2)))[..., None]
+    )
     image = paint(image, tint(rng, (0.30, 0.17, 0.07), 0.04), cover(radius - 0.46, px))
     image = paint(image, tint(rng, (0.62, 0.42, 0.14), 0.04), dots(rng, x, y, 24, 0.05, 0.42, px))
     return cover(radius - edge, px), image.astype(np.float32)

@@ -152,7 +152,7 @@ def train(args: argparse.Namespace) -> None:
 
     def loss_for(task: Task) -> Any:
         def loss_of(index: Tensor, _: int) -> Tensor:
-            prompts = captions.prompts[torch.randint(len(TEMPLATES), (1,), generator=generator).item()]
+            prompts = captions.prompts[int(torch.randint(len(TEMPLATES), (1,), generator=generator))]
             views = training.random_views(images[index], task.side, SMALLEST_CROP, generator)
             return loss_of_batch(model, task, views, captions, index, prompts)
 

@@ -116,7 +116,7 @@ class Remember:
             for project in (attn.to_q, attn.to_k, attn.to_v)
         )
         out = F.scaled_dot_product_attention(self.query, self.key, value)
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
     def maps(self, pictures: Tensor, places: Tensor) -> Tensor:
         """Attention of the queries at `places` [Q] in the chosen `pictures`, bool [B]: float32 [b, H, Q, N]."""
@@ -275,7 +275,7 @@ def build_text(folder: Path) -> Tensor:
     encoder.save_pretrained(folder / "text_encoder")
     ids = tokenizer("", padding="max_length", max_length=77, return_tensors="pt").input_ids
     with torch.no_grad():
-        return encoder.float()(ids)[0]  # type: ignore[no-any-return]
+        return encoder.float()(ids)[0]
 
 
 def train(args: argparse.Namespace) -> None:

@@ -26,6 +26,13 @@ from cliper.model.loading.pretrained import resolve_pretrained
 
 __all__ = ["Backbone", "Diffusion", "pin", "resolve_backbone", "resolve_diffusion", "sha256_of"]
 
+# Repositories of the open_clip tags in configs/label/. Importing open_clip, which lists them, takes seconds; with
+# these a missing checkpoint is reported before that.
+HUB_TAGS = {
+    ("ViT-B-16-quickgelu", "openai"): "timm/vit_base_patch16_clip_224.openai",
+    ("ViT-L-14-quickgelu", "openai"): "timm/vit_large_patch14_clip_224.openai",
+    ("ViT-H-14", "laion2b_s32b_b79k"): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+}
 EMBEDDED = {"tiny": Path(__file__).parent.parent / "weights" / "tiny"}
 
 
@@ -148,10 +155,18 @@ def _resolve_tag(architecture: str, weights: str, tag: dict[str, str], revision:
             f"'{weights}' of {architecture} is not on the hub; download {tag.get('url')} and give the file as "
             "backbone.weights"
         )
+    folder, name = _fetch_tag(architecture, weights, repository, filename, revision)
+    return Backbone(architecture, folder / name, False, (folder / name,), folder.name)
+
+
+def _fetch_tag(
+    architecture: str, weights: str, repository: str, filename: str, revision: str | None
+) -> tuple[Path, str]:
+    """The folder of a tag's repository, and the name of the checkpoint in it."""
     choose = _named(f"{architecture}/{weights} ({repository})", partial(choose_clip_file, filename=filename))
     folder = fetch(repository, revision, choose)
     [name] = choose(names_in(folder))
-    return Backbone(architecture, folder / name, False, (folder / name,), folder.name)
+    return folder, name
 
 
 def _check_gelu(architecture: str, weights: str, has: bool, needed: bool | None) -> None:
@@ -211,12 +226,21 @@ def pin(config: CLIPerConfig) -> CLIPerConfig:
     Files that are not in the cache are downloaded. Raises WeightsError.
     """
     backbone, fgc, dino = config.backbone, config.fgc, config.dino
-    if fgc is not None:  # the backbone comes last: open_clip takes seconds to import
+    if fgc is not None:
         found = resolve_diffusion(fgc)
         commits = {"revision": found.commit, "vae_revision": found.vae_commit}
         fgc = fgc.model_copy(update={name: commit for name, commit in commits.items() if commit is not None})
     if dino is not None and (commit := resolve_pretrained(dino.model, dino.revision, "dino.model").commit):
         dino = dino.model_copy(update={"revision": commit})
-    if (commit := resolve_backbone(backbone).commit) is not None:
+    if (commit := _commit_of(backbone)) is not None:
         backbone = backbone.model_copy(update={"revision": commit})
     return config.model_copy(update={"backbone": backbone, "fgc": fgc, "dino": dino})
+
+
+def _commit_of(config: BackboneConfig) -> str | None:
+    """`resolve_backbone(config).commit`, without importing open_clip for a tag of HUB_TAGS."""
+    tag = (config.model, config.weights or "")
+    if tag not in HUB_TAGS or Path(tag[1]).exists():
+        return resolve_backbone(config).commit
+    folder, _ = _fetch_tag(*tag, HUB_TAGS[tag], "", config.revision)
+    return folder.name

@@ -8,16 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cliper.model.loading.pretrained import (
-    Pretrained,
-    architecture,
-    check_pretrained,
-    hash_of,
-    load_pretrained,
-    resolve_pretrained,
-)
+from cliper.model.loading.pretrained import architecture, check_pretrained, hash_of, load_pretrained
 from cliper.model.networks.configs import MasksConfig
 from cliper.model.networks.dino import MEAN, STD
+from cliper.model.networks.locate import locate
 from cliper.model.segmenter import pick_device, pick_dtype
 
 NETWORKS = {"sam2": "Sam2Model", "sam2_video": "Sam2Model"}  # a video checkpoint holds the image model
@@ -72,26 +66,15 @@ class Sam2Regions:
 
 def load(config: MasksConfig, device: str, dtype: str) -> Sam2Regions:
     """Load `config.weights` onto `device`. Raises WeightsError or ConfigError."""
-    where, found = pick_device(device), resolve(config)
+    where, found = pick_device(device), locate(config)
     network = architecture(found, NETWORKS, "model.weights")
     return Sam2Regions(
         config, load_pretrained(found, network, "model.weights", pick_dtype(dtype, where)).to(where)
     )
 
 
-def resolve(config: MasksConfig) -> Pretrained:
-    """Locate the files of `config.weights`. Raises WeightsError."""
-    return resolve_pretrained(config.weights, config.revision, "model.weights")
-
-
 def identity(config: MasksConfig) -> dict[str, str]:
     """SHA-256 of the files. Raises WeightsError if they are missing or would not load."""
-    found = resolve(config)
+    found = locate(config)
     check_pretrained(found, architecture(found, NETWORKS, "model.weights"), "model.weights")
     return {"sam2": hash_of(found)}
-
-
-def pin(config: MasksConfig) -> MasksConfig:
-    """The same settings with the hub revision replaced by its current commit. Raises WeightsError."""
-    commit = resolve(config).commit
-    return config if commit is None else config.model_copy(update={"revision": commit})

@@ -19,16 +19,14 @@ from cliper.model.errors import ConfigError
 from cliper.model.labels import segment_scores
 from cliper.model.loading.hashes import cliper_hashes
 from cliper.model.loading.pretrained import (
-    Pretrained,
     architecture,
     check_pretrained,
     hash_of,
     load_pretrained,
     load_tokenizer,
-    resolve_pretrained,
 )
-from cliper.model.loading.weights import pin as pin_cliper
 from cliper.model.networks.configs import Sam3ActiveConfig, Sam3Config
+from cliper.model.networks.locate import locate
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import CLIPer, pick_device, pick_dtype
 
@@ -170,7 +168,7 @@ def load(config: Sam3Config, classes: ClassList, device: str, dtype: str, batch_
     """Load the weights onto `device` and embed the class list. Raises WeightsError or ConfigError."""
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
-    found = resolve(config)
+    found = locate(config)
     network = architecture(found, NETWORKS, "model.model")
     model = load_pretrained(found, network, "model.model", kind).to(where)
     sam = Sam3(config, model, load_tokenizer(found, "model.model"), classes)
@@ -180,23 +178,10 @@ def load(config: Sam3Config, classes: ClassList, device: str, dtype: str, batch_
     return Sam3Active(config, sam, CLIPer.load(proposer, classes, where))
 
 
-def resolve(config: Sam3Config) -> Pretrained:
-    """Locate the files of `config.model`. Raises WeightsError."""
-    return resolve_pretrained(config.model, config.revision, "model.model")
-
-
 def identity(config: Sam3Config) -> dict[str, str]:
     """SHA-256 of the files, and of the proposer's. Raises WeightsError if they are missing or would not load."""
-    found = resolve(config)
+    found = locate(config)
     check_pretrained(found, architecture(found, NETWORKS, "model.model"), "model.model")
     load_tokenizer(found, "model.model")
     proposer = cliper_hashes(config.proposer) if isinstance(config, Sam3ActiveConfig) else {}
     return {"sam3": hash_of(found)} | {f"proposer_{name}": digest for name, digest in proposer.items()}
-
-
-def pin(config: Sam3Config) -> Sam3Config:
-    """The same settings with hub revisions replaced by their current commits. Raises WeightsError."""
-    updates: dict[str, Any] = {} if (commit := resolve(config).commit) is None else {"revision": commit}
-    if isinstance(config, Sam3ActiveConfig):
-        updates["proposer"] = pin_cliper(config.proposer)
-    return config.model_copy(update=updates)

@@ -14,15 +14,14 @@ from cliper.model.errors import ConfigError
 from cliper.model.fusion import class_scores, window_starts
 from cliper.model.labels import segment_scores
 from cliper.model.loading.pretrained import (
-    Pretrained,
     architecture,
     check_pretrained,
     hash_of,
     load_pretrained,
     load_tokenizer,
-    resolve_pretrained,
 )
 from cliper.model.networks.configs import Tipsv2Config
+from cliper.model.networks.locate import locate
 from cliper.model.prompts import embed_classes
 from cliper.model.segmentation import Segmentation
 from cliper.model.segmenter import MAX_ASPECT, pick_device, pick_dtype
@@ -131,26 +130,15 @@ class Tipsv2:
 def load(config: Tipsv2Config, classes: ClassList, device: str, dtype: str, batch_size: int) -> Tipsv2:
     """Load the weights onto `device` and embed the class list. Raises WeightsError or ConfigError."""
     where = pick_device(device)
-    found = resolve(config)
+    found = locate(config)
     network = architecture(found, NETWORKS, "model.model")
     model = load_pretrained(found, network, "model.model", pick_dtype(dtype, where), OPTIONAL).to(where)
     return Tipsv2(config, model, load_tokenizer(found, "model.model"), classes)
 
 
-def resolve(config: Tipsv2Config) -> Pretrained:
-    """Locate the files of `config.model`. Raises WeightsError."""
-    return resolve_pretrained(config.model, config.revision, "model.model")
-
-
 def identity(config: Tipsv2Config) -> dict[str, str]:
     """SHA-256 of the files. Raises WeightsError if they are missing or would not load."""
-    found = resolve(config)
+    found = locate(config)
     check_pretrained(found, architecture(found, NETWORKS, "model.model"), "model.model", OPTIONAL)
     load_tokenizer(found, "model.model")
     return {"tipsv2": hash_of(found)}
-
-
-def pin(config: Tipsv2Config) -> Tipsv2Config:
-    """The same settings with the hub revision replaced by its current commit. Raises WeightsError."""
-    commit = resolve(config).commit
-    return config if commit is None else config.model_copy(update={"revision": commit})

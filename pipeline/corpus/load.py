@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME, header_stamp
 from cliper.pipeline.errors import ImageError, StorageError
-from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.direct import OtherTagError
 from cliper.pipeline.storage.local import local_path, too_large
+from cliper.pipeline.storage.refusals import explain
+from cliper.pipeline.storage.uris import absolute, is_local, join
 
 # Large binary: a shard's bytes may exceed the 2 GiB that 32-bit offsets address.
 SCHEMA = pa.schema(

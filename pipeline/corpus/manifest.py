@@ -8,6 +8,8 @@ import hashlib
 import itertools
 import json
 import math
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -26,8 +28,9 @@ from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.corpus.sources.tables import ENTRIES, entries_of, tables_of
 from cliper.pipeline.errors import InputError, RunError
 from cliper.pipeline.parallel import Crew, crew
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import SEAL, DamagedFileError, SealedWriter, check_seal, open_sealed
+from cliper.pipeline.storage.uris import join
 
 SHARDS_PER_PART = 1000
 AHEAD = 16  # files of a manifest that are written at the same time, at most
@@ -43,13 +46,26 @@ class Part:
 
     file: str
     first_shard: int
-    images: list[int]  # per shard
+    images: Sequence[int]  # per shard; an array, since the manifest goes to every task of the flow
     seal: str = ""  # digest of the file's footer; "" in manifests of before
 
     @property
     def end(self) -> int:
         """The shard after the last."""
         return self.first_shard + len(self.images)
+
+    def count(self, shard: int) -> int:
+        """Number of images in a shard of this file."""
+        return self.images[shard - self.first_shard]
+
+    def to_json(self) -> dict[str, Any]:
+        """The part as a dict, for `from_json`."""
+        return asdict(self) | {"images": list(self.images)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Part":
+        """The part of `to_json`. Raises KeyError or TypeError for other content."""
+        return cls(**{**content, "images": array("i", content["images"])})
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,11 @@ class Manifest:
 
     def images_in(self, shards: Collection[int]) -> int:
         """Number of images in the given shards."""
-        counts = self.counts
-        return sum(counts[shard] for shard in shards)
+        return sum(self.part_of(shard).count(shard) for shard in shards)
 
     def part_of(self, shard: int) -> Part:
         """The file that lists a shard."""
-        return next(p for p in reversed(self.parts) if p.first_shard <= shard)
+        return self.parts[bisect_right(self.parts, shard, key=lambda part: part.first_shard) - 1]
 
     def read_shard(self, storage: Storage, run_uri: str, shard: int) -> list[Entry]:
         """Return the entries of one shard, in order."""
@@ -192,7 +207,8 @@ def _drafts(shards: Iterable[tuple[pa.Table, list[int]]], before: Sequence[Part]
 
 
 def _draft(number: int, first: int, counts: list[int], tables: list[pa.Table]) -> _Draft:
-    return _Draft(Part(f"part-{number:05d}.parquet", first, counts), pa.concat_tables(tables).combine_chunks())
+    part = Part(f"part-{number:05d}.parquet", first, array("i", counts))
+    return _Draft(part, pa.concat_tables(tables).combine_chunks())
 
 
 def _write_draft(storage: Storage, run_uri: str, draft: _Draft) -> tuple[Part, np.ndarray]:
@@ -202,7 +218,7 @@ def _write_draft(storage: Storage, run_uri: str, draft: _Draft) -> tuple[Part, n
 
 def write_index(manifest: Manifest, storage: Storage, run_uri: str) -> None:
     """Put a manifest into force: its files count from now on, and no others."""
-    index = {"parts": [asdict(part) for part in manifest.parts], "left_out": manifest.left_out.to_json()}
+    index = {"parts": [part.to_json() for part in manifest.parts], "left_out": manifest.left_out.to_json()}
     content = json.dumps(index | {"digest": _digest(index)})
     storage.write(join(run_uri, "manifest", "index.json"), content.encode())
 
@@ -216,7 +232,7 @@ def read_manifest(storage: Storage, run_uri: str) -> Manifest | None:
         if stored is not None and stored != _digest(content):
             raise RunError(f"{file} is damaged: its content is not what was written; {_RESTORE}")
         return Manifest(
-            [Part(**part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {}))
+            [Part.from_json(part) for part in content["parts"]], LeftOut.from_json(content.get("left_out", {}))
         )
     except FileNotFoundError:
         return None

@@ -31,8 +31,8 @@ from cliper.pipeline.report.agreements import add_summary
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import sealed_table
+from cliper.pipeline.storage.uris import join
 
 CONFUSIONS = 12  # listed in agreement.md
 LEAST = 5  # classes, and images, that agree least, in the report
@@ -192,10 +192,10 @@ def write_agreement(agreement: Agreement, found: Agreed) -> str:
 
 def image_agreement(run: Run, folder: str) -> dict[str, float]:
     """The agreement of every image in images.parquet of an agreement folder. Raises EvaluationError."""
-    try:
-        table = read_counts_file(run.storage, join(folder, "images.parquet"), IMAGES)
-    except FileNotFoundError as error:
-        raise EvaluationError(f"{folder} has no images.parquet; 'cliper agree' writes it") from error
+    file = join(folder, "images.parquet")
+    if not run.storage.exists(file):
+        raise EvaluationError(f"{file} does not exist; name a folder that 'cliper agree' printed")
+    table = read_counts_file(run.storage, file, IMAGES)
     return dict(zip(table["image_id"].to_pylist(), table["agreement"].to_pylist(), strict=True))
 
 

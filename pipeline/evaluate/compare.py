@@ -13,9 +13,10 @@ from cliper.pipeline.evaluate.evaluation import read_counts
 from cliper.pipeline.evaluate.metrics import PROTOCOLS, Floats
 from cliper.pipeline.evaluate.results import Results, heading, image_miou, percent
 from cliper.pipeline.report.page import render_page
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.digests import checked
 from cliper.pipeline.storage.sealed import DamagedFileError
+from cliper.pipeline.storage.uris import join
 
 MOST_IMAGES = 10  # listed among those that gain, and among those that lose
 

@@ -16,8 +16,9 @@ from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import decode_png, unpack_mask
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.run.shards import shard_name
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import sealed_table
+from cliper.pipeline.storage.uris import join
 
 Row = dict[str, Any]
 

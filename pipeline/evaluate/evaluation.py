@@ -23,9 +23,10 @@ from cliper.pipeline.evaluate.registry import DATASETS
 from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.shards import shards_in
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.digests import checked, with_digest
 from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
+from cliper.pipeline.storage.uris import join
 
 COUNTS_VERSION = 1
 _READERS = 8  # threads, without other workers

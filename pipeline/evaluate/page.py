@@ -27,8 +27,8 @@ from cliper.pipeline.report.images import colour, overlay, picture
 from cliper.pipeline.report.page import data_uri, render_page
 from cliper.pipeline.run.masks import decode_png, unpack_mask
 from cliper.pipeline.run.reader import open_shard
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.digests import with_digest
+from cliper.pipeline.storage.uris import join
 
 EXTREMES = 4  # best and worst images shown
 

@@ -15,8 +15,9 @@ from typing import Any
 import pyarrow as pa
 
 from cliper.pipeline.errors import DatasetError
-from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import DamagedFileError, read_sealed
+from cliper.pipeline.storage.uris import absolute, join
 
 INDEX = pa.schema(
     [

@@ -41,8 +41,9 @@ from cliper.pipeline.label.pool import Pool
 from cliper.pipeline.label.segmenters import CLIPerSegmenter, chosen
 from cliper.pipeline.label.stages import Tasks, load_task
 from cliper.pipeline.run.masks import decode_png
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import sealed_table
+from cliper.pipeline.storage.uris import join
 
 if TYPE_CHECKING:
     from cliper.model.segmentation import Segmentation

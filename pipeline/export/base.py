@@ -225,7 +225,7 @@ class Exporter:
         }
         for option, refused in given.items():
             if refused:
-                raise ConfigError(f"{option}: {name} has no such thing; `cliper export --help` lists the formats")
+                raise ConfigError(f"the format {name} has no {option}; docs/EXPORT.md lists the formats that do")
 
 
 def plain_png(pixels: np.ndarray) -> bytes:

@@ -7,6 +7,7 @@ cliper-images.jsonl       image_id, file name and uri of every image; skipped im
 
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cliper.model.errors import ConfigError
 from cliper.pipeline.config import suggest
 from cliper.pipeline.corpus.manifest import open_part, read_manifest
 from cliper.pipeline.errors import ExportError, RunError
@@ -30,9 +32,10 @@ from cliper.pipeline.run.corrections import Corrections, Version, read_correctio
 from cliper.pipeline.run.folder import Run, class_names, differences
 from cliper.pipeline.run.reader import labeled_shards, shard_digests
 from cliper.pipeline.run.rows import RowFilter, read_tables
-from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.digests import checked, with_digest
 from cliper.pipeline.storage.sealed import DamagedFileError
+from cliper.pipeline.storage.uris import absolute, join
 
 MARKER = "cliper-export.json"
 LISTING = "cliper-images.jsonl"
@@ -73,11 +76,13 @@ def export(
     """Write a run's finished shards to `uri` in the format of `plan`; `on_shard` is called with (finished, all).
 
     Each worker holds one shard in memory; on Ray, every node writes its own shards to `uri`. Raises ExportError if
-    the format cannot represent the run, or if the output holds anything but this export.
+    the format cannot represent the run, or if the output holds anything but this export, and ConfigError or
+    FilterError for options that do not fit the run.
     """
     started, uri = time.monotonic(), absolute(uri)
     exporter = find_exporter(plan.format)
     plan.keep.check(plan.run_classes)
+    _check_groups(run, plan.options.split_by)
     needs = exporter.needs if plan.edit is None else (*exporter.needs, "scipy")
     require("export", f"the format {plan.format}", *needs)
     exporter.check(plan)
@@ -154,6 +159,16 @@ def _refuse_foreign_folder(storage: Storage, uri: str) -> None:
         return
     if first is not None:
         raise ExportError(f"{uri} is not empty and not an export (it holds {first[0]}); choose another --output")
+
+
+def _check_groups(run: Run, split_by: str) -> None:
+    """Raise ConfigError for a regular expression that no image id matches, e.g. a misspelt "folder"."""
+    if split_by in ("image", "folder"):
+        return
+    if not any(re.search(split_by, image_id) for ids in _ids(run) for image_id in ids):
+        raise ConfigError(
+            f"--split-by '{split_by}' matches no image id; it is image, folder or a regular expression over ids"
+        )
 
 
 def _ids(run: Run) -> Iterator[list[str]]:

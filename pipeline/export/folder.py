@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 
 THREADS = 8
 _WAITING = 4 * THREADS  # files held in memory at most

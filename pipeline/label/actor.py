@@ -145,9 +145,10 @@ class SegmentShard:
                 next_encoding = self._segment(window)
                 done += [future.result() for future in encoding]  # at most two windows of label maps in memory
                 encoding = next_encoding
-                self.unwritten.look()
                 watch.progress()
                 self.window.took(len(window), time.perf_counter() - began)
+                self.unwritten.look()
+                watch.progress()  # a slow store is not a hanging image
                 if work is not None:
                     self._note(work, len(done) + len(encoding), done)
                     if work.attempts.worth_keeping(len(rows) - len(done) - len(encoding)):

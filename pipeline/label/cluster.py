@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from cliper.pipeline.config import ResourceConfig
 from cliper.pipeline.errors import BusyError, ResourceError
@@ -21,9 +21,11 @@ from cliper.pipeline.label.pool import (
 )
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 SETTLE_SECONDS = 20.0  # for Ray to place a group that should fit; longer means that other work took the CPUs
 GRACE_SECONDS = 60.0  # for a driver that has just ended, or was killed, to release its resources
+RELEASE_SECONDS = 5.0  # for Ray to release the CPUs of tasks that have ended
 SAY_EVERY = 5.0  # seconds between two lines while waiting
 
 
@@ -44,67 +46,73 @@ def wait_for_pool(wanted: ResourceConfig, seconds: float, say: Say) -> Pool:
     If other work uses the resources, it always waits GRACE_SECONDS: actors of a killed driver may not have stopped
     yet. Raises ResourceError with the last reason.
     """
-    began, said = time.monotonic(), 0.0
+    return _until(lambda: plan_pool(wanted, cluster_nodes()), _first_actors(wanted), seconds, say)
+
+
+def wait_for_cpu(seconds: float, say: Say) -> float:
+    """Wait until a CPU of the cluster is free, and request one from the autoscaler; tasks would queue silently.
+
+    Returns the number of free CPUs. Raises ResourceError after `seconds`.
+    """
+    return _until(_free_cpus, [{"CPU": 1}], seconds, say)
+
+
+def wait_for_release(free: float) -> None:
+    """Wait until as many CPUs are free as there were before tasks of this command: Ray holds theirs for a moment.
+
+    RELEASE_SECONDS at most, because other work may have taken them.
+    """
+    end = time.monotonic() + RELEASE_SECONDS
+    while _sum_of_free(cluster_nodes()) < free and time.monotonic() < end:
+        time.sleep(0.1)
+
+
+def _until(ready: Callable[[], T], missing: list[dict[str, int]], seconds: float, say: Say) -> T:
+    """The result of `ready`, tried again while it raises ResourceError; `missing` is requested meanwhile."""
+    from ray.autoscaler.sdk import request_resources
+
+    began, said = time.monotonic(), -math.inf
     try:
         while True:
             try:
-                return plan_pool(wanted, cluster_nodes())
+                return ready()
             except ResourceError as error:
                 allowed = max(seconds, GRACE_SECONDS) if isinstance(error, BusyError) else seconds
                 left = began + allowed - time.monotonic()
                 if left <= 0:
                     raise
-                if seconds:
-                    _request(wanted)
                 if time.monotonic() - said >= SAY_EVERY:
                     said = time.monotonic()
                     say(f"waiting for resources, {left:.0f} s more: {str(error).split('; lower')[0]}")
-            time.sleep(min(1.0, max(0.0, left)))
+                    if seconds:
+                        request_resources(bundles=missing)
+            time.sleep(min(1.0, left))
     finally:
-        if seconds:
-            _request(None)
-
-
-def wait_for_cpu(seconds: float, say: Say) -> None:
-    """Wait until a CPU of the cluster is free, and request one from the autoscaler; tasks would queue silently.
-
-    Raises ResourceError after `seconds`.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    end, said = time.monotonic() + seconds, -math.inf
-    try:
-        while True:
-            nodes, left = cluster_nodes(), end - time.monotonic()
-            if any(node.free.get("CPU", 0.0) >= 1 for node in nodes):
-                return
-            if left <= 0:
-                raise ResourceError(
-                    f"no CPU of the cluster became free in {seconds:.0f} s; free: {describe_free(nodes)}; wait "
-                    "for its other jobs, or unset RAY_ADDRESS to use this machine"
-                )
-            if time.monotonic() - said >= SAY_EVERY:
-                said = time.monotonic()
-                request_resources(bundles=[{"CPU": 1}])
-                say(f"waiting for a free CPU of the cluster, {left:.0f} s more; free: {describe_free(nodes)}")
-            time.sleep(min(0.5, left))
-    finally:
-        if said > -math.inf:
+        if seconds and said > -math.inf:
             request_resources(bundles=[])
 
 
-def _request(wanted: ResourceConfig | None) -> None:
-    """Request the resources of a pool's first actors from the autoscaler; None cancels the request."""
-    from ray.autoscaler.sdk import request_resources
-
-    if wanted is None:
-        request_resources(bundles=[])
-        return
+def _first_actors(wanted: ResourceConfig) -> list[dict[str, int]]:
+    """The bundles that a pool's first actors and its loading need, in whole numbers: all that Ray 2.50 takes."""
     count = 1 if wanted.actors is None else wanted.actors if isinstance(wanted.actors, int) else wanted.actors.min
     gpus = {} if wanted.device == "cpu" else {"GPU": 1 / wanted.actors_per_gpu}
     bundle = {"CPU": wanted.cpus_per_actor or 1.0, **gpus, **custom_resources(wanted)}
-    whole = {name: math.ceil(amount) for name, amount in bundle.items()}  # all that Ray 2.50 takes
-    request_resources(bundles=[whole] * count + [{"CPU": 1}])
+    return [{name: math.ceil(amount) for name, amount in bundle.items()}] * count + [{"CPU": 1}]
+
+
+def _free_cpus() -> float:
+    """The free CPUs of the cluster. Raises ResourceError unless a node has a whole one."""
+    nodes = cluster_nodes()
+    if not any(node.free.get("CPU", 0.0) >= 1 for node in nodes):
+        raise ResourceError(
+            f"no CPU of the cluster is free; free: {describe_free(nodes)}; wait for its other jobs, or unset "
+            "RAY_ADDRESS to use this machine"
+        )
+    return _sum_of_free(nodes)
+
+
+def _sum_of_free(nodes: Sequence[Node]) -> float:
+    return sum(node.free.get("CPU", 0.0) for node in nodes)
 
 
 @contextmanager

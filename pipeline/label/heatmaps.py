@@ -14,7 +14,7 @@ from PIL import Image
 
 from cliper.pipeline.corpus.decode import Decoded, to_file_grid
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 if TYPE_CHECKING:
     from cliper.model.segmentation import Segmentation

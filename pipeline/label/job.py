@@ -26,7 +26,8 @@ from cliper.pipeline.run.extend import LOOK_LOCAL, LOOK_REMOTE, count_new, exten
 from cliper.pipeline.run.folder import Run, begin_run, check_folder, identity_of, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.masks import MASK_CODECS
-from cliper.pipeline.storage.backend import Storage, absolute, is_local
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import absolute, is_local
 
 _MAGIC = re.compile(r"[*?\[{]")
 SAY_EVERY = 5.0  # seconds between two lines while the corpus is listed

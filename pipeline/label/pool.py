@@ -150,7 +150,7 @@ def places(free: Resources, bundle: Resources) -> int:
 
 def describe_pool(pool: Pool, nodes: Sequence[Node]) -> str:
     """E.g. "2 actors, each 1 GPU and 4 CPUs, on 2 of 3 nodes; 3 CPUs left for reading and writing"."""
-    each = f"{pool.cpus_per_actor:g} CPU{'s' * (pool.cpus_per_actor != 1)}"
+    each = _cpus(pool.cpus_per_actor)
     if pool.gpus_per_actor:
         each = f"{pool.gpus_per_actor:g} GPU and {each}"
     used = sum(places(node.free, pool.bundle) > 0 for node in nodes if _suits(pool, node))
@@ -158,8 +158,12 @@ def describe_pool(pool: Pool, nodes: Sequence[Node]) -> str:
     left = sum(node.free.get("CPU", 0.0) for node in nodes) - pool.actors * pool.cpus_per_actor
     return (
         f"{count}, each {each}, on {min(used, pool.actors)} of {_count(len(nodes), 'node')}; "
-        f"{left:g} CPUs left for reading and writing"
+        f"{_cpus(left)} left for reading and writing"
     )
+
+
+def _cpus(count: float) -> str:
+    return f"{count:g} CPU{'s' * (count != 1)}"
 
 
 def _range(wanted: ResourceConfig, chosen: Sequence[Node], gpu: bool) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig, Settings
 from cliper.model.errors import WeightsError
 from cliper.model.loading.hub import silent_downloads
+from cliper.model.networks import locate
 from cliper.model.networks.configs import (
     EnsembleConfig,
     MasksConfig,
@@ -147,8 +148,8 @@ def describe_cliper(config: JobConfig) -> str:
 class Network:
     """A segmenter of cliper.model.networks, as the functions of a SegmenterKind.
 
-    Module `home` has `load(model, classes, device, dtype, batch_size)`, `identity(model)` and `pin(model)`, where
-    `model` are the settings. It is imported when it is needed.
+    Module `home` has `load(model, classes, device, dtype, batch_size)` and `identity(model)`; `model` are the
+    settings. It is imported when it is needed; `pin` does not import it.
     """
 
     home: str
@@ -171,7 +172,8 @@ class Network:
 
     def pin(self, config: JobConfig) -> JobConfig:
         """The configuration with hub revisions as commits. Raises WeightsError."""
-        return changed(config, model=self._module().pin(config.model))
+        assert isinstance(config.model, Sam3Config | Tipsv2Config)  # by the kind
+        return changed(config, model=locate.pin(config.model))
 
     def describe(self, config: JobConfig) -> str:
         """The title, and the weights."""
@@ -221,7 +223,7 @@ def _pin_combined(config: JobConfig) -> JobConfig:
         return changed(config, model=config.model.model_copy(update={"members": tuple(members)}))
     model = config.model.model_copy(update={"model": own[0]})
     if isinstance(model, MasksConfig) and model.regions == "sam2":
-        model = import_module("cliper.model.networks.sam2").pin(model)
+        model = locate.pin(model)
     return changed(config, model=model)
 
 

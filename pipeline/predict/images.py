@@ -11,7 +11,9 @@ from PIL import Image
 from cliper.pipeline.corpus.decode import decode, exif_orientation, to_rgb, upright
 from cliper.pipeline.corpus.load import MOST_BYTES
 from cliper.pipeline.errors import ImageError, InputError
-from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.refusals import explain
+from cliper.pipeline.storage.uris import absolute, is_local
 
 UNNAMED = "image"  # the id of an image that has no file name
 _KINDS = "a path or address, bytes of a file, a PIL image, an array [H, W, 3] or a tensor [3, H, W]"

@@ -1,7 +1,9 @@
 """CLIPer for Python users: names of classes and images in any form go in, labeled images come out."""
 
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from os import PathLike
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -117,6 +119,16 @@ class CLIPer:
             return self._predict([images], None if image_ids is None else [image_ids])[0]
         return self._predict(list(images), image_ids)
 
+    def stream(self, images: "Iterable[Source]") -> Iterator[Prediction]:
+        """Label any number of images, with one batch of them in memory; `images` can be a generator.
+
+        Yields the results in order, as a call with a list returns them. Raises InputError at the first image that
+        cannot be read.
+        """
+        waiting = iter(images)
+        while batch := list(islice(waiting, self.segmenter.full_batch)):
+            yield from self._predict(batch, None)
+
     def segment(self, images: Sequence[np.ndarray], image_ids: Sequence[str]) -> "list[Segmentation]":
         """Label uint8 arrays [H, W, 3]: the interface of every segmenter; see cliper.model.CLIPer.segment."""
         return self.segmenter.segment(images, image_ids)
@@ -193,8 +205,17 @@ def _warn(job: JobConfig, classes: ClassList) -> None:
     if unknown:
         advice = note.replace("--config vit-l-14", 'CLIPer.load("vit-l-14", ...)')
         warnings.warn(
-            f"{advice} ('{unknown[0]}' is not one of the {len(load_classes(EMBEDDED_CLASSES))})", stacklevel=3
+            f"{advice} ('{unknown[0]}' is not one of the {len(load_classes(EMBEDDED_CLASSES))})",
+            stacklevel=_level_outside(),
         )
+
+
+def _level_outside() -> int:
+    """The stack level, seen from the caller, of the first frame outside this module: the user's line."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _device(device: Any) -> "str | torch.device":

@@ -71,9 +71,14 @@ class Prediction:
             raise FilterError(f"there is no class '{name}'; the classes are: {', '.join(self.names)}")
         return self.labels == (0 if name == BACKGROUND else self.names.index(name) + 1)
 
-    def overlay(self) -> Image.Image:
-        """The image upright, with the mask over it in the palette of `save`."""
-        drawn = overlay(self.image, self.labels)
+    def overlay(self, opacity: float = 0.6) -> Image.Image:
+        """The image upright, with the mask over it in the palette of `save`. `opacity` of the mask: 0 to 1.
+
+        Raises InputError for another opacity.
+        """
+        if not 0 <= opacity <= 1:
+            raise InputError(f"opacity is a number from 0 (image only) to 1 (mask only), not {opacity!r:.80}")
+        drawn = overlay(self.image, self.labels, opacity)
         return Image.fromarray(np.ascontiguousarray(upright(drawn, self.orientation)))
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.digests import checked, with_digest
 from cliper.pipeline.storage.sealed import DamagedFileError
+from cliper.pipeline.storage.uris import join
 
 SUMMARY = "agreement/summary.json"  # in the first run's folder: {digest of the runs: summary}
 

@@ -23,10 +23,13 @@ def picture(pixels: npt.NDArray[np.uint8], side: int = OVERLAY_SIDE) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def overlay(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Labels [H, W] in the palette's colors, half transparent, over a desaturated RGB image [H, W, 3]."""
+def overlay(
+    pixels: npt.NDArray[np.uint8], labels: npt.NDArray[Any], opacity: float = 0.6
+) -> npt.NDArray[np.uint8]:
+    """Labels [H, W] in the palette's colors over a desaturated RGB image [H, W, 3]; `opacity` of them: 0 to 1."""
     grey = pixels.mean(axis=2, keepdims=True) * 0.8 + 40
-    return (0.4 * grey + 0.6 * COLOURS[palette_index(labels)]).clip(0, 255).astype(np.uint8)
+    mixed = (1 - opacity) * grey + opacity * COLOURS[palette_index(labels)]
+    return mixed.clip(0, 255).astype(np.uint8)
 
 
 def palette_index(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

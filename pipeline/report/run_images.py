@@ -18,7 +18,7 @@ from cliper.pipeline.report.images import OVERLAY_SIDE, colour, mask_layer, pict
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.reader import open_shard
-from cliper.pipeline.storage.backend import is_local
+from cliper.pipeline.storage.uris import is_local
 
 _COLUMNS = (
     "image_id",

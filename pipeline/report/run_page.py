@@ -30,8 +30,8 @@ from cliper.pipeline.report.svg import bars, sparkline
 from cliper.pipeline.report.throughput import Throughput, throughput
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.reader import open_shard
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import DamagedFileError
+from cliper.pipeline.storage.uris import join
 
 CLASSES_SHOWN = 30  # with images
 CLASSES_LISTED = 400  # in the table

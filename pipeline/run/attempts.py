@@ -29,8 +29,9 @@ from types import TracebackType
 from typing import Any
 
 from cliper.pipeline.errors import StorageError
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.digests import checked, with_digest
+from cliper.pipeline.storage.uris import join
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from cliper.pipeline.corpus.sources import Entry
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 _NAME = re.compile(r"shard-(\d{6,})\.json")
 

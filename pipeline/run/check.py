@@ -14,8 +14,9 @@ from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.schema import file_version, label_schema, require_label_file
 from cliper.pipeline.run.shards import DIGEST, SHARD, rows_digest, shard_file
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import check_seal
+from cliper.pipeline.storage.uris import join
 
 NAMED = 3  # ids given as examples
 IDENTITY = (b"cliper.schema_version", b"cliper.classes", b"cliper.ignore_value", b"cliper.run_fingerprint")

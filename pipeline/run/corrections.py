@@ -23,8 +23,8 @@ from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run, class_names
 from cliper.pipeline.run.masks import pack_mask
 from cliper.pipeline.run.schema import COLUMNS, by_name, class_entries
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import DamagedFileError, open_sealed, sealed_table
+from cliper.pipeline.storage.uris import join
 
 Version = Literal["latest"] | int | None
 

@@ -39,7 +39,7 @@ from cliper.pipeline.run.attempts import forget_attempts
 from cliper.pipeline.run.changed import changed_shards, read_changed, write_changed
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.leftovers import unnamed_parts
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 RELABEL = ("changed", "touched")  # kinds of differences that can be labeled again
 LOOK_LOCAL, LOOK_REMOTE = 100_000, 10_000  # images that are listed again only to tell of new ones

@@ -23,7 +23,7 @@ from cliper.pipeline.run.reader import damaged, open_shard
 from cliper.pipeline.run.schema import COLUMNS, by_name
 from cliper.pipeline.run.shards import shard_file
 from cliper.pipeline.run.status import READERS, failures_of
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 _COUNTS = re.compile(r"([^/]+)/counts/(shard-\d{6,}\.parquet)")  # below evaluation/, see evaluate/evaluation.py
 

@@ -21,7 +21,8 @@ from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.lease import LEASE_FILE
 from cliper.pipeline.run.shards import shards_in
-from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import absolute, join
 
 # Settings that change how a run executes but not what it writes.
 _NOT_IDENTITY = ("resources",)

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.folder import Run
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.digests import checked, with_digest
+from cliper.pipeline.storage.uris import join
 
 FILE = "progress.json"
 EVERY = 5.0  # seconds between two writes

@@ -28,8 +28,9 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from cliper.pipeline.errors import LeaseError, StorageError
-from cliper.pipeline.storage.backend import Storage, is_local, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.conditional import decides, read_versioned, write_if
+from cliper.pipeline.storage.uris import is_local, join
 
 LEASE_FILE = "lease.json"
 TTL_SECONDS = 60.0

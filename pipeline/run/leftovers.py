@@ -9,8 +9,8 @@ from cliper.pipeline.corpus.manifest import Manifest
 from cliper.pipeline.run.attempts import attempted_shard
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.shards import shard_number
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.uploads import abort_upload, incomplete_uploads
+from cliper.pipeline.storage.uris import join
 
 _PART = re.compile(r"part-\d{5,}(-\d+)?\.parquet")
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{32}\.tmp")  # see storage.local.created_local

@@ -13,8 +13,8 @@ from cliper.pipeline.corpus.manifest import Manifest, read_manifest
 from cliper.pipeline.errors import RunError
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.shards import DIGEST, SHARD, shard_file, shard_number
-from cliper.pipeline.storage.backend import join
 from cliper.pipeline.storage.sealed import WHOLE, DamagedFileError, open_sealed, tail_is_whole
+from cliper.pipeline.storage.uris import join
 
 READERS = 16  # files read at once: they wait for storage
 TAIL = 32 << 10  # bytes: the end of a label file, its footer included

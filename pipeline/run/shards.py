@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 
 from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run.attempts import forget_attempts
-from cliper.pipeline.storage.backend import Storage, is_local, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import SealedWriter
+from cliper.pipeline.storage.uris import is_local, join
 from cliper.pipeline.telemetry import committed
 
 # A shard is one row group unless it is very large: readers that scan one column touch little else.

@@ -22,7 +22,7 @@ from cliper.pipeline.run.heartbeat import Heartbeat, read_heartbeat
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
 from cliper.pipeline.run.reader import open_shard
 from cliper.pipeline.run.shards import FAILURES, shard_number
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 RECENT = 64  # shards whose times give the rate
 READERS = 16  # footers read at once: they wait for storage

@@ -16,7 +16,8 @@ from cliper.pipeline.errors import StorageError
 from cliper.pipeline.run import attempts as kept
 from cliper.pipeline.run.attempts import Attempts, forget_attempts
 from cliper.pipeline.run.shards import shard_file
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 
 
 class Unwritten:

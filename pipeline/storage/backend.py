@@ -4,7 +4,6 @@ Writes are atomic: a reader sees a whole file or none. Remote operations are tri
 (retry.py). Options hold secrets (keys, tokens): they are never part of a repr, a log line or a run folder.
 """
 
-import errno
 import io
 import json
 import os
@@ -18,10 +17,11 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from cliper.pipeline.errors import StorageError, text_of
+from cliper.pipeline.errors import StorageError
 from cliper.pipeline.storage.direct import DirectS3, bare_tag, direct_s3, tagged
 from cliper.pipeline.storage.listing import Span, glob_s3, list_s3, list_span, spans_s3
 from cliper.pipeline.storage.local import created_local, read_local, too_large, write_local
+from cliper.pipeline.storage.refusals import access_errors, explain, refusal
 from cliper.pipeline.storage.retry import (
     error_code,
     fetch_with_retries,
@@ -32,6 +32,7 @@ from cliper.pipeline.storage.retry import (
     with_retries,
 )
 from cliper.pipeline.storage.s3 import s3_options
+from cliper.pipeline.storage.uris import check_scheme, is_local
 from cliper.pipeline.storage.web import read_web, web_filesystem
 
 T = TypeVar("T")
@@ -360,23 +361,17 @@ class _RetriedReads(io.RawIOBase):
         super().close()
 
 
-def is_local(uri: str) -> bool:
-    """Return whether a URI is a path on this machine."""
-    return "://" not in uri or uri.startswith("file://")
-
-
-_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
-
-
-def absolute(uri: str) -> str:
-    """The one form of a URI: a local path from the root, `~` expanded; a scheme in lower case, s3a as s3.
-
-    Ray's workers need not stand in the folder a command was given in.
-    """
-    if "://" not in uri:
-        return str(Path(uri).expanduser().absolute())
-    scheme, _, rest = uri.partition("://")
-    return f"{_ALIASES.get(scheme.lower(), scheme.lower())}://{rest}"
+def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:
+    """Depth first in sorted order; follows links to files, not to folders (they may be circular)."""
+    with os.scandir(folder) as entries:
+        children = sorted(entries, key=lambda entry: entry.name)
+    for entry in children:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/")
+        elif entry.is_file():
+            with suppress(FileNotFoundError):  # a run may be at work: temporary names come and go
+                found = entry.stat()
+                yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime)
 
 
 def _open_filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
@@ -400,77 +395,5 @@ def _open_filesystem(uri: str, options: Mapping[str, Any]) -> tuple[Any, str]:
     return filesystem, path
 
 
-# Stores that a URI of an input, a list or a run may name. fsspec reaches far more: caches and archives of any
-# other URI, hosts over SSH, the driver's own Git repositories.
-SCHEMES = ("s3", "gs", "az", "abfs", "abfss", "adl", "hf", "http", "https", "memory")
-MORE_SCHEMES = "CLIPER_SCHEMES"  # environment: further ones, separated by commas
-
-
-def check_scheme(uri: str, scheme: str) -> None:
-    """Raise StorageError for a scheme that is not allowed; several in one URI ("a::b://") never are."""
-    allowed = (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").replace(" ", "").split(","))
-    if scheme not in allowed or "::" in scheme:
-        raise StorageError(
-            f"{uri:.200}: {scheme}:// is not read; use a local path, s3://, gs://, az:// or http(s)://. "
-            f"The variable {MORE_SCHEMES} allows others that fsspec has; URIs chained with '::' are never read"
-        )
-    if scheme not in fsspec.available_protocols():
-        raise StorageError(f"{uri:.200}: fsspec has no storage called {scheme}://")
-
-
 _PACKAGES = {"gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs"}
 _PACKAGES |= {"hf": "huggingface_hub", "sftp": "paramiko", "ssh": "paramiko", "oss": "ossfs", "oci": "ocifs"}
-
-
-def join(uri: str, *parts: str) -> str:
-    """Append path parts to a URI."""
-    return "/".join([uri.rstrip("/") or "/", *parts])
-
-
-@contextmanager
-def access_errors(uri: str) -> Iterator[None]:
-    """Turn a store's refusals into one clear StorageError; FileNotFoundError passes through."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as error:
-        raise refusal(uri, error) from error
-    except Exception as error:
-        if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-            raise refusal(uri, error) from error
-        raise
-
-
-def refusal(uri: str, error: Exception) -> StorageError:
-    """The message for a user when an operation on `uri` fails with `error`."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return StorageError(f"no space left for {uri}; free some and run the same command again")
-    if isinstance(error, PermissionError) and is_local(uri):
-        return StorageError(f"cannot access {uri}: {error.strerror}; check its owner and mode")
-    return StorageError(f"cannot access {uri}: {explain(error)}")
-
-
-def explain(error: Exception) -> str:
-    """One line with the meaning of a storage error and the next step."""
-    reason = (text_of(error).splitlines() or [""])[0][:300]
-    hints = {
-        "PermissionError": "check the credentials (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, or --storage-option)",
-        "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or --storage-option anon=true",
-        "EndpointConnectionError": "check the endpoint (AWS_ENDPOINT_URL, or --storage-option endpoint_url=...)",
-    }
-    hint = hints.get(type(error).__name__)
-    return f"{type(error).__name__}: {reason}" + (f"; {hint}" if hint else "")
-
-
-def _walk_local(folder: Path, prefix: str) -> Iterator[Stored]:
-    """Depth first in sorted order; follows links to files, not to folders (they may be circular)."""
-    with os.scandir(folder) as entries:
-        children = sorted(entries, key=lambda entry: entry.name)
-    for entry in children:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk_local(Path(entry.path), f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            with suppress(FileNotFoundError):  # a run may be at work: temporary names come and go
-                found = entry.stat()
-                yield Stored(f"{prefix}{entry.name}", found.st_size, found.st_mtime)

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cliper.pipeline.errors import StorageError
-from cliper.pipeline.storage.backend import Storage, access_errors, is_local, refusal
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.direct import DirectS3
+from cliper.pipeline.storage.refusals import access_errors, refusal
 from cliper.pipeline.storage.retry import error_code
+from cliper.pipeline.storage.uris import is_local
 
 # "unconditional": written, but another writer may overwrite it at the same moment.
 Outcome = Literal["done", "refused", "unconditional"]

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from cliper.pipeline.storage.backend import Storage, access_errors
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.refusals import access_errors
 
 
 def incomplete_uploads(storage: Storage, uri: str) -> Iterator[tuple[str, str]]:

@@ -26,7 +26,8 @@ from cliper.pipeline.errors import InputError, StorageError
 from cliper.pipeline.label.job import open_job
 from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.run.folder import identity_of
-from cliper.pipeline.storage.backend import Storage, absolute
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import absolute
 from tests.corpus.test_inputs import INPUTS
 from tests.corpus.test_tars import listed, loaded, photos, tar
 from tests.support.direct import label_directly

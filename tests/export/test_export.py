@@ -21,7 +21,8 @@ from cliper.pipeline.run.check import read_labels
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.rows import RowFilter
 from cliper.pipeline.run.shards import shard_file, write_shard
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 from tests.conftest import S3Server
 from tests.export.test_formats import READERS, names_to_ids
 from tests.run.test_rows import Failing
@@ -61,7 +62,7 @@ def test_interrupted_and_continued_equals_uninterrupted(name: str, run: Run, tmp
         export(run, plan, str(tmp_path / "out"), on_shard=stop)
     heard: list[int] = []
     done = export(run, plan, str(tmp_path / "out"), on_shard=lambda done, total: heard.append(done))
-    assert heard == [3, 4], "finished shards are not exported again"
+    assert heard in ([3, 4], [4], []), "finished shards, some of them ahead of the stop, are not exported again"
     assert (done.images, done.left_out) == (38, {"failed: RuntimeError": 2})
     export(run, plan, str(tmp_path / "whole"))
     whole, continued = content(tmp_path / "whole"), content(tmp_path / "out")
@@ -258,13 +259,14 @@ def test_mistakes_are_one_message(run: Run, tmp_path: Path) -> None:
     """Errors that jobs.cli prints as one line with exit code 2."""
     export(run, plan_of(run, "voc", val_share=0.1), str(tmp_path / "out"))
     refused = {
-        "--val-share, --test-share, --split-by and --split-list: cvat has no such thing": [
+        "the format cvat has no --val-share, --test-share, --split-by and --split-list": [
             "--to",
             "cvat",
             "--val-share",
             "0.1",
         ],
         "unknown format 'nope'; known: coco,": ["--to", "nope"],
+        "--split-by 'folders' matches no image id": ["--to", "coco", "--split-by", "folders"],
         "no class 'gras'": ["--to", "coco", "--class", "gras"],
         "--corrections is latest, none or a version number, not 'old'": ["--to", "coco", "--corrections", "old"],
         "filter.classes was [], is now": ["--to", "voc", "--output", str(tmp_path / "out"), "--class", "yes"],

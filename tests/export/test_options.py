@@ -154,7 +154,7 @@ def test_doubtful_classes_become_the_ignore_value(tmp_path: Path) -> None:
         assert not (labels == 2).any()
         assert np.array_equal(labels, np.array(Image.open(next((tmp_path / "ade").rglob(path.name)))))
     assert any((np.array(Image.open(p)) == 255).any() for p in (tmp_path / "voc").rglob("*.png"))
-    with pytest.raises(ConfigError, match="--ignore-below: coco has no such thing"):
+    with pytest.raises(ConfigError, match="the format coco has no --ignore-below"):
         make_plan(run, "coco", LABELED, options=Options(ignore_below=0.5))
 
 
@@ -176,9 +176,9 @@ def test_small_regions_and_holes() -> None:
 
 def test_options_that_fit_no_format_or_run_are_refused(run: Run) -> None:
     refused = {
-        "--instances: voc has no such thing": ("voc", Options(instances=True)),
-        "--simplify: webdataset has no such thing": ("webdataset", Options(simplify=1)),
-        "--segmentation: voc has no such thing": ("voc", Options(segmentation="polygon")),
+        "the format voc has no --instances": ("voc", Options(instances=True)),
+        "the format webdataset has no --simplify": ("webdataset", Options(simplify=1)),
+        "the format voc has no --segmentation": ("voc", Options(segmentation="polygon")),
         "the run has no class 'gras'; known: ": ("voc", Options(drop=("gras",))),
         "no class 'stras' to count as things": ("coco", Options(instances=True, things=("stras",))),
         "are from 0 to 1 together": ("voc", Options(val_share=0.7, test_share=0.7)),

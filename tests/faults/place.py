@@ -14,7 +14,8 @@ from cliper.pipeline.run.leftovers import clean_run
 from cliper.pipeline.run.masks import unpack_mask
 from cliper.pipeline.run.rows import read_tables
 from cliper.pipeline.run.verify import verify_run
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 from tests.conftest import S3Server
 from tests.support.fakes import brightness_labels, write_corpus
 

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import join
 from tests.conftest import ROOT
 from tests.faults.place import Count, Expected, Place, brightness_of, count, written
 from tests.faults.processes import Driver, workers
@@ -136,7 +137,9 @@ def _kill(pids: list[int]) -> int:
 
 def node_lost(setting: Setting) -> Outcome:
     """Lose a node of a cluster of three, and add one, again and again under one driver."""
+    from ray._private.worker import global_worker
     from ray.cluster_utils import Cluster
+    from ray.experimental.internal_kv import _initialize_internal_kv
 
     expected = brightness_of(setting.place.corpus(setting.images))
     known = {"PYTHONPATH": str(ROOT)}
@@ -155,6 +158,8 @@ def node_lost(setting: Setting) -> Outcome:
         driver.finish()
     finally:
         cluster.shutdown()
+        if global_worker.connected:  # to another Ray, whose store of keys the shutdown has taken from this process
+            _initialize_internal_kv(global_worker.gcs_client)
     return Outcome(count(setting.place.open("node-lost"), expected), {"nodes_lost": setting.times})
 
 

@@ -143,7 +143,7 @@ def test_actors_on_cpus_in_spite_of_gpus(here: Here, monkeypatch: pytest.MonkeyP
     only_on(here, "one-gpu")
     with ray_session(verbose=False, wait=30) as session:
         job, placed = placed_job(
-            monkeypatch, here.corpus, tmp_path, session, device="cpu", cpus_per_actor=1, actors=2
+            monkeypatch, here.corpus, tmp_path, session, 2, device="cpu", cpus_per_actor=1, actors=2
         )
         execute(job, session)
     assert job.config.dtype == "float32"

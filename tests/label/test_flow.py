@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.data import DataContext
 
+from benchmarks import scale
 from cliper.model.classes import ClassList
 from cliper.pipeline.corpus.decode import decode
 from cliper.pipeline.flow import label_corpus, over_shards
@@ -240,3 +241,9 @@ def test_ray_still_keeps_statistics_where_they_are_dropped() -> None:
     from ray.data._internal.execution.operators.map_operator import MapOperator
 
     assert "self._output_blocks_stats" in inspect.getsource(MapOperator)
+
+
+def test_the_benchmark_of_scale_goes_through_this_flow() -> None:
+    found = scale.measure(scale.nothing(4, 1), shards=4, stop=3, limit=60, every=1)
+    assert (found["shards"], found["commits"]) == (4, 3)
+    assert found["samples"][-1]["commits"] == 3

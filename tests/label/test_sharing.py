@@ -4,7 +4,6 @@ import json
 import socket
 import tempfile
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
@@ -87,24 +86,21 @@ def test_two_runs_at_once_both_finish(corpus: Path, tmp_path: Path) -> None:
 
 def test_an_elastic_pool_grows_with_the_cluster(tmp_path: Path) -> None:
     """It starts on one node of three and uses all three once they have joined."""
-    write_corpus(tmp_path / "corpus", 180)
-    placed = Placed(str(tmp_path / "placed"), seconds=0.2)
+    write_corpus(tmp_path / "corpus", 800)
+    placed = Placed(str(tmp_path / "placed"), seconds=0.2, hurries=3)
     with logical_cluster({"num_cpus": 2, "num_gpus": 1}) as nodes, ray_session(verbose=False) as session:
         session.connect()
-        job = fake_job(str(tmp_path / "corpus"), str(tmp_path / "run"), make=placed, shard={"images": 4})
-        pool = Pool(1, 1.0, 1, max_actors=3)
-        finished: list[float] = []
-        for summary in label_corpus(job, tasks_of(job), pool):
-            finished.append(summary["finished"])
-            if len(finished) == 3:
+        job = fake_job(str(tmp_path / "corpus"), str(tmp_path / "run"), make=placed, shard={"images": 8})
+        finished = 0
+        for _ in label_corpus(job, tasks_of(job), Pool(1, 1.0, 1, max_actors=3)):
+            finished += 1
+            if finished == 2:
+                assert len(placed.notes) == 1
                 for _ in range(2):
                     nodes.add_node(num_cpus=2, num_gpus=1, object_store_memory=80_000_000)
-    used = Counter(note["node"] for note in placed.notes)
-    assert len(used) == 3
-    assert len(finished) == 45
+    assert len({note["node"] for note in placed.notes}) == 3
+    assert finished == 100
     assert verify_run(job.run).whole
-    alone, together = finished[2] - finished[0], finished[-1] - finished[-3]
-    print(f"seconds for two shards: {alone:.2f} on one node, {together:.2f} on three")
 
 
 def test_placement_by_accelerator_custom_resource_and_label(

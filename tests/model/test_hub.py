@@ -14,7 +14,7 @@ from cliper.model.backbone import load_backbone
 from cliper.model.config import BackboneConfig, CLIPerConfig, FGCConfig
 from cliper.model.errors import WeightsError
 from cliper.model.loading.choose import choose_diffusion
-from cliper.model.loading.weights import pin, resolve_backbone, resolve_diffusion, sha256_of
+from cliper.model.loading.weights import HUB_TAGS, pin, resolve_backbone, resolve_diffusion, sha256_of
 from tests.conftest import PARITY
 from tests.support.hub import MEMBER, STRANGER, Hub, folder_files
 
@@ -216,6 +216,14 @@ def test_a_tag_is_fetched_from_its_repository(
     del hub.repositories["owner/vit.openai"].commits[found.commit or ""]["open_clip_pytorch_model.bin"]
     with pytest.raises(WeightsError, match=r"\(owner/vit.openai\): missing: open_clip_model.safetensors"):
         resolve_backbone(config)
+
+
+def test_shipped_tags_are_pinned_in_the_repositories_that_open_clip_names(hub: Hub) -> None:
+    for (model, weights), repository in HUB_TAGS.items():
+        assert open_clip.get_pretrained_cfg(model, weights)["hf_hub"] == f"{repository}/"
+        commit = hub.add(repository, {"open_clip_model.safetensors": b"x"}).branches["main"]
+        pinned = pin(CLIPerConfig(backbone=BackboneConfig(model=model, weights=weights), fgc=None))
+        assert pinned.backbone.revision == commit
 
 
 def test_pinning_replaces_branches_by_commits(hub: Hub, tiny_clip: Path) -> None:

@@ -13,7 +13,8 @@ from cliper.model.classes import ClassList
 from cliper.model.config import CLIPerConfig
 from cliper.model.errors import ConfigError, WeightsError
 from cliper.model.networks.configs import Sam3ActiveConfig, Sam3Config
-from cliper.model.networks.sam3 import Sam3, Sam3Active, identity, load, pin
+from cliper.model.networks.locate import pin
+from cliper.model.networks.sam3 import Sam3, Sam3Active, identity, load
 from cliper.pipeline.config import load_config
 from tests.support.hub import Hub
 from tests.support.tiny_models import sam3_folder

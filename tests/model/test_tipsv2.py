@@ -12,7 +12,8 @@ from cliper.model.classes import ClassList
 from cliper.model.config import LabelConfig, PromptConfig, SlidingConfig
 from cliper.model.errors import ConfigError
 from cliper.model.networks.configs import Tipsv2Config
-from cliper.model.networks.tipsv2 import Tipsv2, identity, load, pin
+from cliper.model.networks.locate import pin
+from cliper.model.networks.tipsv2 import Tipsv2, identity, load
 from tests.support.tiny_models import tipsv2_folder
 
 CLASSES = ClassList.parse(["cat", "sky = sky; clouds", "tree"])

@@ -108,6 +108,7 @@ def test_a_list_and_ids(model: "cliper.CLIPer") -> None:
     assert np.array_equal(found[1].labels, found[2].labels), "neither place nor batch matters"
     assert [one.image_id for one in model([SCENE, SCENE], image_ids=["a", "b"])] == ["a", "b"]
     assert model([]) == []
+    assert [one.image_id for one in model.stream(path for path in [SCENE, SCENE])] == ["scene-1.jpg"] * 2
     assert model.segment([pixels()], ["scene-1.jpg"])[0].labels.shape == pixels().shape[:2]
 
 
@@ -119,6 +120,7 @@ def test_the_result(model: "cliper.CLIPer", tmp_path: Path) -> None:
     assert sum(one.pixels for one in result.found) == result.labels.size
     assert (result.mask(result.classes[0]) == (result.labels == result.found[0].label)).all()
     assert result.overlay().size == (width, height)
+    assert len(np.unique(np.asarray(result.overlay(1)).reshape(-1, 3), axis=0)) == len(result.found)
     result.save(tmp_path / "mask.png")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "mask.png")), result.labels)
     assert result.to_torch().dtype == torch.int64
@@ -178,6 +180,7 @@ MISTAKES: dict[str, Callable[[Any], Any]] = {
     "an image has 1, 3 or 4 channels.* not 9": call(torch.zeros(9, 3, 9)),
     "1 image_ids for 2 images": call([SCENE, SCENE], image_ids=["a"]),
     "there is no class 'dog'; the classes are: grass, water, kite": lambda model: model(SCENE).mask("dog"),
+    "opacity is a number from 0 .* not 60": lambda model: model(SCENE).overlay(60),
     "labels are saved as .png, not 'x.jpg'": lambda model: model(SCENE).save("x.jpg"),
 }
 

@@ -1,6 +1,5 @@
-"""One import name: its public names and import cost; modules in a user's folder are not imported instead."""
+"""One import name: its public names and import cost."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 
 import cliper
-from tests.conftest import PHOTOS
-from tests.support.command import label_command
 
 PUBLIC = [
     "CLIPer",
@@ -56,6 +53,25 @@ def test_importing_and_help_load_nothing_heavy(tmp_path: Path) -> None:
     assert all(f" {name} " in page for name in ("label", "evaluate", "review"))
 
 
+def test_weights_that_cannot_be_fetched_are_reported_before_torch_is_imported(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+os.environ |= {{"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": {str(tmp_path)!r}}}
+from cliper import CliperError, load_config
+from cliper.pipeline.config import shipped
+from cliper.pipeline.label.segmenters import chosen
+for name in shipped("label"):
+    kind, config = chosen(load_config(name))
+    try:
+        kind.pin(config)
+    except CliperError as error:
+        assert "is not in the cache" in str(error) and "HF_HUB_OFFLINE is set" in str(error), error
+    else:
+        print(name)
+print({{"torch", "open_clip"}} & set(sys.modules))"""
+    assert python(code).split() == ["tiny", "set()"]
+
+
 def test_version_and_misspelt_commands(tmp_path: Path) -> None:
     script = str(Path(sys.executable).parent / "cliper")
     version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
@@ -63,23 +79,6 @@ def test_version_and_misspelt_commands(tmp_path: Path) -> None:
     wrong = subprocess.run([script, "lable"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "Did you mean 'label'?" in wrong.stderr
-
-
-def test_a_folder_with_modules_of_these_names_is_not_imported(settings: dict[str, str], tmp_path: Path) -> None:
-    """Python looks in the current folder first, and so do Ray's workers."""
-    trap = "import pathlib; pathlib.Path(r'{0}').touch(); raise RuntimeError('imported')"
-    for name in ("pipeline.py", "jobs/__init__.py", "configs/__init__.py", "cliper_model/__init__.py", "tools.py"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(trap.format(tmp_path / "imported"))
-    command = [sys.executable, "-m", "cliper.jobs.cli", *label_command(settings, PHOTOS, "run")]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "labeled   4 images" in done.stdout
-    assert not (tmp_path / "imported").exists()
 
 
 def test_a_run_in_three_lines(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_new_shards_are_as_small_as_those_of_a_small_corpus(corpus: Corpus, tmp_
     for i in range(10):
         corpus.write(f"new/{i}.jpg", jpeg(i))
     extended, _ = extend_run(run, manifest, listed(), config, LeftOut())
-    assert [part.images for part in extended.parts] == [[20], [4, 4, 2]]
+    assert [list(part.images) for part in extended.parts] == [[20], [4, 4, 2]]
 
 
 def test_what_vanished_and_changed_is_reported_and_labeled_again_on_request(

@@ -19,8 +19,9 @@ import pytest
 from cliper.pipeline.errors import LeaseError
 from cliper.pipeline.run import lease
 from cliper.pipeline.run.lease import Holder, hold
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.conditional import decides, read_versioned, write_if
+from cliper.pipeline.storage.uris import join
 from tests.conftest import ROOT, S3Server
 from tests.support.faulty_s3 import FaultyS3
 

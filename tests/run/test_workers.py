@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from cliper.model.errors import ConfigError
 from cliper.pipeline.errors import ExportError, ResourceError, RunError
 from cliper.pipeline.evaluate.evaluation import open_evaluation
 from cliper.pipeline.export import driver
-from cliper.pipeline.label.cluster import wait_for_cpu
+from cliper.pipeline.label import cluster
+from cliper.pipeline.label.cluster import wait_for_cpu, wait_for_release
 from cliper.pipeline.parallel import Workers, crew
 from cliper.pipeline.report.run_page import write_run_report
 from cliper.pipeline.review.select import select_images
@@ -148,9 +150,25 @@ def test_a_cluster_without_a_free_cpu_is_waited_for_aloud_and_for_a_bounded_time
     group = placement_group([{"CPU": 4}])
     assert group.wait(30)
     try:
-        with pytest.raises(ResourceError, match=r"no CPU of the cluster became free in 1 s; free: 0 CPUs"):
+        with pytest.raises(ResourceError, match=r"no CPU of the cluster is free; free: 0 CPUs"):
             wait_for_cpu(1.0, lines.append)
     finally:
         remove_placement_group(group)
-    assert lines[0].startswith("waiting for a free CPU of the cluster, 1 s more")
-    wait_for_cpu(30.0, lines.append)
+    assert lines[0].startswith("waiting for resources, 1 s more: no CPU of the cluster is free; free: 0 CPUs")
+    assert wait_for_cpu(30.0, lines.append) >= 1
+
+
+def test_a_pool_is_planned_when_the_commands_own_tasks_have_released_their_cpus(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    free = wait_for_cpu(30.0, print)
+    group = placement_group([{"CPU": 1}])
+    assert group.wait(30)
+    began = time.monotonic()
+    threading.Thread(target=lambda: (time.sleep(1), remove_placement_group(group))).start()
+    wait_for_release(free)
+    assert 1 <= time.monotonic() - began < cluster.RELEASE_SECONDS
+    monkeypatch.setattr(cluster, "RELEASE_SECONDS", 0.3)
+    wait_for_release(free + 1)  # other work has taken one

@@ -17,7 +17,7 @@ from cliper.pipeline.run.extend import RELABEL, extend_run
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.heartbeat import Heartbeat, write_heartbeat
 from cliper.pipeline.run.lease import LEASE_FILE, Holder
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 from tests.support.fakes import jpeg, write_corpus
 from tests.support.jobs import fake_job, label_here
 from tests.support.labeled import SHARD, rows_of

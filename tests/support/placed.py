@@ -16,14 +16,16 @@ from tests.support.fakes import Brightness
 
 @dataclass(frozen=True)
 class Placed:
-    """Makes Brightness segmenters; each writes a file to `folder`. `seconds` is the time per image.
+    """Makes Brightness segmenters; each writes a file to `folder`.
 
     With `together`, each waits until there are that many: a pool that is busy drops actors that have not started.
+    An image takes `seconds` until there are `hurries` actors, and nothing after that.
     """
 
     folder: str
-    seconds: float = 0.0
     together: int = 1
+    seconds: float = 0.0
+    hurries: int = 1
 
     def __call__(self, config: JobConfig, classes: ClassList) -> Brightness:
         import ray
@@ -43,7 +45,7 @@ class Placed:
         while len(self.notes) < self.together:
             assert time.monotonic() < deadline, f"{len(self.notes)} of {self.together} actors have started"
             time.sleep(0.1)
-        return _Slow(config, classes, self.seconds)
+        return _Slow(config, classes, self)
 
     @property
     def notes(self) -> list[dict[str, Any]]:
@@ -51,12 +53,13 @@ class Placed:
 
 
 class _Slow(Brightness):
-    def __init__(self, config: JobConfig, classes: ClassList, seconds: float) -> None:
+    def __init__(self, config: JobConfig, classes: ClassList, placed: Placed) -> None:
         super().__init__(config, classes)
-        self.seconds = seconds
+        self.placed = placed
 
     def segment(self, images: Any, image_ids: Any) -> Any:
-        time.sleep(self.seconds * len(images))
+        if len(self.placed.notes) < self.placed.hurries:
+            time.sleep(self.placed.seconds * len(images))
         return super().segment(images, image_ids)
 
 

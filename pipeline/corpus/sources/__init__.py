@@ -26,8 +26,10 @@ from cliper.pipeline.corpus.sources.tables import ENTRIES, packed, tables_of, un
 from cliper.pipeline.corpus.sources.tars import list_tars
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import Crew
-from cliper.pipeline.storage.backend import Storage, absolute, explain, is_local
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.listing import Span
+from cliper.pipeline.storage.refusals import explain
+from cliper.pipeline.storage.uris import absolute, is_local
 
 __all__ = ["SOURCES", "Entry", "LeftOut", "detect_format", "list_entries", "list_tables", "no_images"]
 

@@ -14,9 +14,11 @@ from fsspec.utils import glob_translate
 from cliper.pipeline.corpus.left_out import LeftOut
 from cliper.pipeline.corpus.sources.entry import ETAG, MTIME
 from cliper.pipeline.errors import InputError
-from cliper.pipeline.storage.backend import Storage, Stored, access_errors, is_local, join
+from cliper.pipeline.storage.backend import Storage, Stored
 from cliper.pipeline.storage.direct import bare_tag
 from cliper.pipeline.storage.listing import Span
+from cliper.pipeline.storage.refusals import access_errors
+from cliper.pipeline.storage.uris import is_local, join
 
 MOST_DEEP = 100  # folders below the input; links may make a tree deeper than it is
 _MAGIC = re.compile(r"[*?\[]")

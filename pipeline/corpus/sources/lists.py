@@ -21,8 +21,9 @@ from cliper.pipeline.corpus.sources.files import Found
 from cliper.pipeline.corpus.sources.parquet import need_column, need_id_type, need_text, open_parquet
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
-from cliper.pipeline.storage.backend import Storage, absolute, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import WHOLE
+from cliper.pipeline.storage.uris import absolute, join
 
 TEXT = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}

@@ -5,7 +5,7 @@ import posixpath
 import shlex
 from pathlib import Path
 
-from cliper.pipeline.storage.backend import is_local
+from cliper.pipeline.storage.uris import is_local
 
 _GZIP, _BZIP2, _XZ = "gunzip --keep {file}", "bunzip2 --keep {file}", "unxz --keep {file}"
 _ARROW = (

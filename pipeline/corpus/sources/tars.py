@@ -14,7 +14,8 @@ from cliper.pipeline.corpus.sources.files import Found
 from cliper.pipeline.corpus.sources.select import Selection
 from cliper.pipeline.errors import InputError
 from cliper.pipeline.parallel import map_ahead
-from cliper.pipeline.storage.backend import Storage, is_local
+from cliper.pipeline.storage.backend import Storage
+from cliper.pipeline.storage.uris import is_local
 
 READERS = 32  # tars listed at the same time
 BLOCK = 512

@@ -23,8 +23,9 @@ from cliper.pipeline.evaluate.prepared import INDEX, Prepared, content_digest, o
 from cliper.pipeline.evaluate.registry import Dataset, find_dataset
 from cliper.pipeline.parallel import cpus
 from cliper.pipeline.run.masks import encode_png
-from cliper.pipeline.storage.backend import Storage, join
+from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.sealed import sealed_table
+from cliper.pipeline.storage.uris import join
 
 
 def prepare(

@@ -154,30 +154,35 @@ def croissant(plan: Plan, splits: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-_CONTEXT = {
+_CONTEXT = {  # of the Croissant 1.0 specification
     "@language": "en",
     "@vocab": "https://schema.org/",
     "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/",
-    "conformsTo": "http://purl.org/dc/terms/conformsTo",
-    "column": "cr:column",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileSet": "cr:fileSet",
-    "includes": "cr:includes",
-    "recordSet": "cr:recordSet",
-    "source": "cr:source",
-}
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+} | {name: f"cr:{name}" for name in (
+    *("citeAs", "column", "equivalentProperty", "extract", "field", "fileObject", "fileProperty", "fileSet"),
+    *("format", "includes", "isLiveDataset", "jsonPath", "key", "md5", "parentField", "path", "recordSet"),
+    *("references", "regex", "repeated", "replace", "samplingRate", "separator", "source", "subField"),
+    "transform",
+)}  # fmt: skip
 
 
 def _croissant_field(split: str, name: str, kind: str) -> dict[str, Any]:
+    source: dict[str, Any] = {"fileSet": {"@id": split}, "extract": {"column": name}}
+    if kind == "sc:ImageObject":  # a column of structs {bytes, path}
+        source["transform"] = {"jsonPath": "bytes"}
     return {
         "@type": "cr:Field",
         "@id": f"{split}-images/{name}",
         "name": name,
         "dataType": kind,
-        "source": {"fileSet": {"@id": split}, "extract": {"column": name}},
+        "source": source,
     }
 
 

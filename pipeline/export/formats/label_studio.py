@@ -18,7 +18,7 @@ from cliper.pipeline.export.brush import encode_counts
 from cliper.pipeline.export.folder import Folder, write_list
 from cliper.pipeline.export.regions import components
 from cliper.pipeline.export.runlength import label_counts
-from cliper.pipeline.storage.backend import is_local, join
+from cliper.pipeline.storage.uris import is_local, join
 
 FROM_NAME, TO_NAME = "label", "image"
 

@@ -13,7 +13,7 @@ from typing import Any
 from cliper.pipeline.export.base import Exporter, Item, Plan, Record, Records, hex_colour, require_8_bits
 from cliper.pipeline.export.folder import Folder, compact_json
 from cliper.pipeline.export.formats.coco import splits_of
-from cliper.pipeline.storage.backend import join
+from cliper.pipeline.storage.uris import join
 
 ATTRIBUTE = "cliper-ref"  # of the masks in the manifest; SageMaker wants the ending -ref
 
