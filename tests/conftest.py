@@ -34,7 +34,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # under a shell's `&`, al
 # These take minutes and go first, so that the workers of a parallel run end together.
 LONG = (
     *("cli", "evaluate", "flow", "sharing", "clusters", "ray_job", "faults", "tutorial", "docs", "failed"),
-    *("label_control", "session", "names", "stage_gains", "wheel", "demo"),
+    *("label_control", "session", "stage_gains", "wheel", "demo"),
 )
 
 

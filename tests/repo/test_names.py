@@ -1,6 +1,5 @@
-"""One import name: its public names and import cost; modules in a user's folder are not imported instead."""
+"""One import name: its public names and import cost."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 
 import cliper
-from tests.conftest import PHOTOS
-from tests.support.command import label_command
 
 PUBLIC = [
     "CLIPer",
@@ -82,23 +79,6 @@ def test_version_and_misspelt_commands(tmp_path: Path) -> None:
     wrong = subprocess.run([script, "lable"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert "Did you mean 'label'?" in wrong.stderr
-
-
-def test_a_folder_with_modules_of_these_names_is_not_imported(settings: dict[str, str], tmp_path: Path) -> None:
-    """Python looks in the current folder first, and so do Ray's workers."""
-    trap = "import pathlib; pathlib.Path(r'{0}').touch(); raise RuntimeError('imported')"
-    for name in ("pipeline.py", "jobs/__init__.py", "configs/__init__.py", "cliper_model/__init__.py", "tools.py"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(trap.format(tmp_path / "imported"))
-    command = [sys.executable, "-m", "cliper.jobs.cli", *label_command(settings, PHOTOS, "run")]
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "labeled   4 images" in done.stdout
-    assert not (tmp_path / "imported").exists()
 
 
 def test_a_run_in_three_lines(tmp_path: Path) -> None:

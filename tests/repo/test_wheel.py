@@ -39,13 +39,19 @@ def test_it_holds_the_packages_and_nothing_else(installed: Path) -> None:
     assert found - {"bin"} == {"cliper"}
 
 
-def test_it_labels_a_folder(installed: Path, tmp_path: Path) -> None:
+def test_it_labels_without_a_home_among_modules_of_its_names(installed: Path, tmp_path: Path) -> None:
+    """As in a container of another user. Python looks in the current folder first, and so do Ray's workers."""
+    trap = f"import pathlib; pathlib.Path({str(tmp_path / 'imported')!r}).touch(); raise RuntimeError('imported')"
+    for name in ("pipeline.py", "jobs/__init__.py", "configs/__init__.py", "cliper_model/__init__.py", "tools.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(trap)
     (tmp_path / "classes.txt").write_text("grass\nwater\n")
-    where = run(tmp_path, sys.executable, "-c", "import cliper; print(cliper.__file__)", PYTHONPATH=str(installed))
+    places = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(installed)])}
+    where = run(tmp_path, sys.executable, "-c", "import cliper; print(cliper.__file__)", **places)
     assert Path(where.strip()).is_relative_to(installed)
     label = ("label", "--input", str(PHOTOS), "--output", "run", "--classes", "classes.txt")
-    # Without a home directory, as in a container of another user.
-    command = (sys.executable, "-m", "cliper.jobs.cli", *label)
-    run(tmp_path, *command, PYTHONPATH=str(installed), HOME="/proc/no-home")
+    run(tmp_path, sys.executable, "-m", "cliper.jobs.cli", *label, **places, HOME="/proc/no-home")
     rows = [row for path in (tmp_path / "run" / "labels").iterdir() for row in pq.read_table(path).to_pylist()]
     assert [row["status"] for row in rows] == ["ok"] * 4
+    assert not (tmp_path / "imported").exists()
