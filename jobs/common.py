@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from cliper.jobs.progress import FailureLimit, RunProgress
 from cliper.jobs.session import RaySession, say
-from cliper.pipeline.config import backbone_of, embedded_note
+from cliper.pipeline.config import backbone_of, counted, embedded_note
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.stages import Task, Tasks
 from cliper.pipeline.run.changed import changed_shards, forget_changed, read_changed
@@ -29,7 +29,7 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     again = _changed(job, shards)
     done = job.manifest.images_in(set(range(job.manifest.shards)) - set(shards)) - sum(again.values())
     already = f", {done} of them done" if done else ""
-    say(f"{job.manifest.images} images in {job.manifest.shards} shards{already}")
+    say(f"{counted(job.manifest.images, 'image')} in {counted(job.manifest.shards, 'shard')}{already}")
     progress = RunProgress(job.manifest.images, done)
     tasks: Sequence[Task] = Tasks(shards)
     if again:
@@ -100,7 +100,8 @@ def print_summary(job: Job, progress: RunProgress) -> None:
     print(f"failed    {failed}" + (f" ({causes})" if failed else ""))
     if progress.several:
         print(f"notice    {progress.several} files have more pages or frames than the one that is labeled")
-    print(f"run       {job.run.uri}, {job.manifest.images} images in {job.manifest.shards} shards")
+    images, shards = counted(job.manifest.images, "image"), counted(job.manifest.shards, "shard")
+    print(f"run       {job.run.uri}, {images} in {shards}")
     print(f"identity  {job.run.fingerprint}")
     note = embedded_note(backbone_of(job.config))
     if note:

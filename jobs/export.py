@@ -11,6 +11,7 @@ import typer
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
+from cliper.pipeline.config import counted
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.storage.backend import Storage
 from cliper.pipeline.storage.uris import is_local
@@ -262,7 +263,7 @@ def describe(done: "Summary", to: str) -> str:
     if done.iou is not None:
         more += f"polygons  IoU with the masks {done.iou:.4f}\n"
     return (
-        f"exported  {done.images} images of {done.shards} shards in {done.seconds:.1f} s\n"
+        f"exported  {counted(done.images, 'image')} of {counted(done.shards, 'shard')} in {done.seconds:.1f} s\n"
         f"left out  {sum(done.left_out.values())}{f' ({left_out})' if left_out else ''}\n"
         f"{more}{to:<9} {done.uri}"
     )
@@ -270,4 +271,4 @@ def describe(done: "Summary", to: str) -> str:
 
 def _report(done: int, total: int) -> None:
     if done == total or done % max(1, total // 20) == 0:
-        print(f"{done} of {total} shards", file=sys.stderr, flush=True)
+        print(f"{done} of {counted(total, 'shard')}", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ import typer
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
 from cliper.model.errors import ConfigError
+from cliper.pipeline.config import counted
 
 Opt = typer.Option
 
@@ -53,4 +54,5 @@ def report(
     with started(workers) as readers:
         done = write_run_report(opened, target, sample, readers)
     print(f"report    {target}")
-    print(f"read      {done.stats.rows} rows in {len(done.read)} shards, {time.monotonic() - start:.1f} s")
+    read = f"{counted(done.stats.rows, 'row')} in {counted(len(done.read), 'shard')}"
+    print(f"read      {read}, {time.monotonic() - start:.1f} s")

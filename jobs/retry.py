@@ -11,6 +11,7 @@ from cliper.jobs.options import Resources, Verbose, with_overrides
 from cliper.jobs.progress import RunProgress
 from cliper.jobs.session import RaySession, clean_stop, ray_session
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.pipeline.config import counted
 from cliper.pipeline.label.job import Job
 from cliper.pipeline.label.segmenters import chosen
 from cliper.pipeline.label.stages import Task
@@ -74,7 +75,8 @@ def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> Ru
 
 def print_outcome(failed: dict[int, Failed], progress: RunProgress) -> None:
     """Print the number of images tried, and the failures that remain by cause."""
-    print(f"retried   {progress.images} images in {len(failed)} shards ({progress.seconds:.1f} s)")
+    retried = f"{counted(progress.images, 'image')} in {counted(len(failed), 'shard')}"
+    print(f"retried   {retried} ({progress.seconds:.1f} s)")
     print(f"left      {_causes(progress.failures)} in these shards")
 
 

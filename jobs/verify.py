@@ -9,6 +9,7 @@ import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
 from cliper.jobs.workers import WorkersOption, started
+from cliper.pipeline.config import counted
 from cliper.pipeline.run.folder import Run, read_run
 from cliper.pipeline.run.lease import hold
 from cliper.pipeline.run.leftovers import clean_run
@@ -99,7 +100,7 @@ def _source_is_same(run: Run, source: Source, report: Report) -> bool:
 
 def print_report(report: Report) -> None:
     """Print the counts, the first problems and the verdict."""
-    print(f"images    {report.images} in {report.shards} shards")
+    print(f"images    {report.images} in {counted(report.shards, 'shard')}")
     print(f"rows      {report.rows}, of which {report.failed} failed, with their reason")
     for kind, meaning in KINDS.items():
         if report.counts[kind]:

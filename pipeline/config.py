@@ -202,6 +202,11 @@ def find(kind: str, name: str) -> Path:
     return known[name]
 
 
+def counted(number: int, noun: str) -> str:
+    """E.g. "1 shard", "1,200 shards"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def suggest(name: str, known: Iterable[str], word: str = "known") -> str:
     """The names to use instead of a wrong one: those close to it, and all."""
     listed = list(known)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from cliper.pipeline.config import JobConfig
+from cliper.pipeline.config import JobConfig, counted
 from cliper.pipeline.corpus.compare import Comparison, Difference, Known, new_entries
 from cliper.pipeline.corpus.ids import IdHashes
 from cliper.pipeline.corpus.left_out import LeftOut
@@ -62,8 +62,8 @@ class Extension:
     def lines(self) -> list[str]:
         """A line per kind of finding."""
         found = self.found
-        new = f"{found.new:,} new images in {self.new_shards} shards; {found.known:,} were listed before"
-        lines = [f"extended  {new}"]
+        new = f"{counted(found.new, 'new image')} in {counted(self.new_shards, 'shard')}"
+        lines = [f"extended  {new}; {found.known:,} were listed before"]
         if found.vanished:
             lines.append(
                 f"vanished  {found.vanished:,} images are not in the input any more, for example "

@@ -175,7 +175,7 @@ def _sql(metadata: pa.Table, condition: str) -> np.ndarray:
     except duckdb.InterruptException as error:
         raise FilterError(f"the condition '{condition:.200}' takes more than {SQL_SECONDS:g} s a shard") from error
     except (duckdb.Error, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = (str(error).splitlines() or [""])[0].rstrip("!.")
         raise FilterError(
             f"the condition '{condition:.200}' is not valid SQL here: {reason}; columns: {', '.join(METADATA)}"
         ) from error

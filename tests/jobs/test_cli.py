@@ -71,7 +71,7 @@ def test_photographs_end_to_end_in_every_storage(settings: dict[str, str], tmp_p
     assert on_s3 == {image_id: row["mask"] for image_id, row in rows.items()}
 
     again = cliper_here(*label_command(settings, PHOTOS, tmp_path / "run"))
-    assert "4 images in 1 shards, 4 of them done" in again.stderr
+    assert "4 images in 1 shard, 4 of them done" in again.stderr
     other = cliper_here(*label_command(settings, PHOTOS, tmp_path / "run", "--batch-size", "3"))
     assert other.returncode == 2
     assert "belongs to a run with other settings: model.batch_size was 8, is now 3" in other.stderr

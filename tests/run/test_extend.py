@@ -137,7 +137,7 @@ def test_new_images_become_new_shards(corpus: Corpus, tmp_path: Path) -> None:
         corpus.write(name, jpeg(77))
     job, extension = extend(corpus.folder, tmp_path / "run")
     assert extension is not None
-    assert extension.lines() == ["extended  3 new images in 1 shards; 20 were listed before"]
+    assert extension.lines() == ["extended  3 new images in 1 shard; 20 were listed before"]
     status = read_status(run)
     assert (status.state, status.images, status.images_done) == ("stopped", 23, 20)
     label_all(job)
