@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cliper.jobs.storage_options import StorageOption, parse_options
+from cliper.pipeline.config import counted
 from cliper.pipeline.run.folder import read_run
 from cliper.pipeline.run.heartbeat import Heartbeat
 from cliper.pipeline.run.status import Status, read_status
@@ -57,7 +58,7 @@ def _counts(found: Status, now: datetime) -> list[tuple[str, str]]:
 
 def _unlisted(found: Status) -> str:
     if found.unlisted:
-        return f"{found.unlisted} shards are labeled, but manifest/index.json is gone; restore it"
+        return f"{counted(found.unlisted, 'labeled shard')}, but manifest/index.json is gone; restore it"
     if found.state == "listing":
         return "being listed by the driver; nothing is labeled until the list is complete"
     return "none listed yet; run the same 'cliper label' command again, which lists and labels them"

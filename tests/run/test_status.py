@@ -106,7 +106,7 @@ def test_a_run_whose_list_is_gone(corpus: Path, tmp_path: Path) -> None:
     run = label_small(corpus, tmp_path / "run", shards=[0, 2])
     Path(run.uri, "manifest/index.json").unlink()
     text = describe(read_status(run), datetime.now(UTC))
-    assert "images    2 shards are labeled, but manifest/index.json is gone; restore it" in text
+    assert "images    2 labeled shards, but manifest/index.json is gone; restore it" in text
 
 
 def test_damaged_and_foreign_files_do_not_stop_it(corpus: Path, tmp_path: Path) -> None:
