@@ -95,6 +95,7 @@ def _handler(reply: Callable[[str], Answer]) -> type[BaseHTTPRequestHandler]:
         timeout = _SECONDS
 
         def do_GET(self) -> None:
+            """Answer the page of this server with a part of it, and any other with 403."""
             status, kind, body = 403, "text/plain", b"This request does not come from the page of this server."
             if is_own(self.headers["Host"], self.headers["Origin"], ("localhost",)):
                 status, kind, body = reply(self.path)

@@ -172,6 +172,7 @@ class Storage:
         ends = [None if r is None else r[1] for r in ranges]
 
         def fetch(places: Sequence[int]) -> list[bytes | Exception]:
+            """One attempt for the objects at these places of `uris`; the exceptions of those that failed."""
             found: dict[int, bytes | Exception] = {}
             for client, members in _by_client(places, clients):
                 wanted = [clients[i][1] for i in members], [starts[i] for i in members], [ends[i] for i in members]

@@ -197,6 +197,7 @@ def _walk(top: Path, left_out: LeftOut, deepest: int) -> Iterator[Found]:
     that the walk is already in."""
 
     def below(folder: str, prefix: str, inside: tuple[tuple[int, int], ...]) -> Iterator[Found]:
+        """The files of one folder; `inside` are the folders that the walk is in, by device and inode."""
         with os.scandir(folder) as entries:
             children = sorted(entries, key=lambda entry: entry.name)
         for entry in children:
