@@ -35,7 +35,7 @@ def execute(job: Job, session: RaySession, limit: FailureLimit | None = None) ->
     if again:
         tasks = [*tasks, *(Task(shard, changed=True) for shard in again)]
     if tasks:
-        run_tasks(job, tasks, session, progress, counted=partial(_settled, job, again), limit=limit)
+        run_tasks(job, tasks, session, progress, accept=partial(_settled, job, again), limit=limit)
     print_summary(job, progress)
 
 
@@ -67,12 +67,12 @@ def run_tasks(
     session: RaySession,
     progress: RunProgress,
     then: "Callable[[pa.Table], pa.Table] | None" = None,
-    counted: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: summary,
+    accept: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: summary,
     limit: FailureLimit | None = None,
 ) -> None:
-    """Label shards on Ray and add the summary of each commit, after `counted`, to `progress`.
+    """Label shards on Ray and add the summary of each commit, after `accept`, to `progress`.
 
-    `then`: see label_corpus. Raises ResourceError, TooManyFailuresError, and the errors of `counted`.
+    `then`: see label_corpus. Raises ResourceError, TooManyFailuresError, and the errors of `accept`.
     """
     from cliper.pipeline.flow import label_corpus
 
@@ -85,7 +85,7 @@ def run_tasks(
         with closing(label_corpus(job, tasks, pool, then, board)) as commits:
             for summary in commits:
                 require_visible(job.run.storage, job.run.uri, summary["shard"])
-                progress.add(counted(summary))
+                progress.add(accept(summary))
                 if limit is not None:
                     limit.check(progress)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cliper.model.errors import ConfigError
+from cliper.pipeline.config import counted
 from cliper.pipeline.errors import TooManyFailuresError
 from cliper.pipeline.run.folder import Run
 from cliper.pipeline.run.heartbeat import EVERY, Heartbeat, end_heartbeat, write_heartbeat
@@ -85,7 +86,7 @@ class RunProgress:
         if len(seen.devices) > self.actors:
             self.actors = len(seen.devices)
             device, seconds = seen.devices[-1], seen.model_seconds[-1]
-            ready = f"{self.actors} actor{'s' * (self.actors != 1)} ready"
+            ready = f"{counted(self.actors, 'actor')} ready"
             self._line(f"{ready}: model loaded in {seconds:.1f} s on {device}")
         committed = set(self._committed)  # a copy: `add` runs in another thread
         self._at_work = {shard: count for shard, count in seen.shards.items() if shard not in committed}

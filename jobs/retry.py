@@ -68,8 +68,8 @@ def retry_failed(job: Job, failed: dict[int, Failed], session: RaySession) -> Ru
     forget_counts(job.run, failed)
     progress = RunProgress(sum(len(f.image_ids) for f in failed.values()), 0)
     tasks = [Task(shard, again) for shard, again in failed.items()]
-    counted = lambda summary: summary | {"images": len(failed[summary["shard"]].image_ids)}  # noqa: E731
-    run_tasks(job, tasks, session, progress, counted=counted)
+    tried = lambda summary: summary | {"images": len(failed[summary["shard"]].image_ids)}  # noqa: E731
+    run_tasks(job, tasks, session, progress, accept=tried)
     return progress
 
 

@@ -65,7 +65,7 @@ def _unlisted(found: Status) -> str:
 
 
 def _now(beat: Heartbeat) -> str:
-    actors = f"{beat.actors} actor{'s' * (beat.actors != 1)} ready"
+    actors = f"{counted(beat.actors, 'actor')} ready"
     return (
         f"{beat.phase}: {beat.images} of {beat.total} images segmented, {beat.rate:.1f} images/s, "
         f"{beat.failed} failed, {actors} ({beat.age:.0f} s ago)"

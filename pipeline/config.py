@@ -202,9 +202,10 @@ def find(kind: str, name: str) -> Path:
     return known[name]
 
 
-def counted(number: int, noun: str) -> str:
-    """E.g. "1 shard", "1,200 shards"."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def counted(number: float, noun: str) -> str:
+    """E.g. "1 shard", "1,200 shards", "0.5 CPUs"."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun}" if number == 1 else f"{shown} {noun}s"
 
 
 def suggest(name: str, known: Iterable[str], word: str = "known") -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cliper.model.allocator import KEEP_FREED_MEMORY
-from cliper.pipeline.config import ResourceConfig
+from cliper.pipeline.config import ResourceConfig, counted
 from cliper.pipeline.errors import BusyError, ResourceError
 
 IO_CPUS = 0.25  # of a loading or a writing task: they wait for storage most of the time
@@ -150,20 +150,16 @@ def places(free: Resources, bundle: Resources) -> int:
 
 def describe_pool(pool: Pool, nodes: Sequence[Node]) -> str:
     """E.g. "2 actors, each 1 GPU and 4 CPUs, on 2 of 3 nodes; 3 CPUs left for reading and writing"."""
-    each = _cpus(pool.cpus_per_actor)
+    each = counted(pool.cpus_per_actor, "CPU")
     if pool.gpus_per_actor:
         each = f"{pool.gpus_per_actor:g} GPU and {each}"
     used = sum(places(node.free, pool.bundle) > 0 for node in nodes if _suits(pool, node))
-    count = f"{pool.actors} to {pool.max_actors} actors" if pool.elastic else _count(pool.actors, "actor")
+    count = f"{pool.actors} to {pool.max_actors} actors" if pool.elastic else counted(pool.actors, "actor")
     left = sum(node.free.get("CPU", 0.0) for node in nodes) - pool.actors * pool.cpus_per_actor
     return (
-        f"{count}, each {each}, on {min(used, pool.actors)} of {_count(len(nodes), 'node')}; "
-        f"{_cpus(left)} left for reading and writing"
+        f"{count}, each {each}, on {min(used, pool.actors)} of {counted(len(nodes), 'node')}; "
+        f"{counted(left, 'CPU')} left for reading and writing"
     )
-
-
-def _cpus(count: float) -> str:
-    return f"{count:g} CPU{'s' * (count != 1)}"
 
 
 def _range(wanted: ResourceConfig, chosen: Sequence[Node], gpu: bool) -> tuple[int, int]:
@@ -205,7 +201,7 @@ def _suits(pool: Pool, node: Node) -> bool:
 def _refusal(pool: Pool, wanted: ResourceConfig, nodes: Sequence[Node]) -> ResourceError:
     """The error for a pool that does not fit, with a remedy."""
     each = ", ".join(f"{amount:g} {name}" for name, amount in pool.bundle.items() if ":" not in name)
-    needs = f"{_count(pool.actors, 'actor')} with {each} each, and {IO_BUNDLE:g} CPU for reading and writing"
+    needs = f"{counted(pool.actors, 'actor')} with {each} each, and {IO_BUNDLE:g} CPU for reading and writing"
     if fits(pool, [Node(node.total, node.total, node.labels) for node in nodes]):
         return BusyError(
             f"{needs} fit this cluster, but other work is running on it; free: {describe_free(nodes)}; "
@@ -236,9 +232,7 @@ def _listed(nodes: Sequence[Node], amounts: Sequence[Resources]) -> str:
     texts = []
     for resources in amounts[:8]:
         gpus = resources.get("GPU", 0)
-        texts.append(
-            f"{resources.get('CPU', 0.0):g} CPUs" + (f", {gpus:g} GPU{'s' * (gpus != 1)}" if gpus else "")
-        )
+        texts.append(f"{resources.get('CPU', 0.0):g} CPUs" + (f", {counted(gpus, 'GPU')}" if gpus else ""))
     more = f"; and {len(nodes) - 8} more" if len(nodes) > 8 else ""
     return (f"{len(nodes)} nodes with " if len(nodes) > 1 else "") + "; ".join(texts) + more
 
@@ -255,7 +249,3 @@ def _describe_marks(nodes: Sequence[Node]) -> str:
     names = {name for node in nodes for name in node.total if name not in own and not name.startswith("node:")}
     labels = {f"{k}={v}" for node in nodes for k, v in node.labels.items() if not k.startswith("ray.io/node-id")}
     return ", ".join(sorted(name.removeprefix("accelerator_type:") for name in names) + sorted(labels)) or "none"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
