@@ -101,6 +101,6 @@ def _started(found: Status) -> str:
     again = [started for started in found.started if started.starts > 1]
     deaths = sum(started.deaths for started in again)
     unread = sum(started.starts == 0 for started in found.started)
-    text = f"{len(found.started)} shards, {len(again)} of them restarted"
+    text = f"{counted(len(found.started), 'shard')}, {len(again)} of them restarted"
     text += f" after an image's process died {deaths} times" if deaths else ""
     return text + (f"; the notes of {unread} could not be read" if unread else "")
